@@ -61,6 +61,7 @@ class Run:
         self.analysis = root / "analysis.json"  # attention and importance of layers
         self.selection = root / "selection.json"  # scores by which layers were chosen
         self.tournament = root / "tournament.json"  # short trainings by which layers were chosen
+        self.repairs = root / "repairs"  # fits that trainings share, until all are complete
         self.family = root / "family.json"  # sizes that layers put back give, with no training
         self.gains = root / "gains.json"  # size, speed and fidelity of reference and target
         self.samples = root / "samples.json"  # text generated after the recipe's prompts

@@ -18,6 +18,7 @@ from inheritune.data.tokens import open_tokens
 from inheritune.errors import DataError, Interrupted, UnsupportedModelError
 from inheritune.model_files.directory import open_model
 from inheritune.planning.recipe_plan import plan_recipe
+from inheritune.repair import inherit as repaired_cuts
 from inheritune.reporting.run_tables import rounds_table, variants_table
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
@@ -173,7 +174,7 @@ def test_validation_text_does_not_change_a_repair(gpt2, tiny_text, tmp_path):
 
 
 def start_of(root: Path) -> Path:
-    return next(root.glob("variants/inherit/2-layers")) / "start"
+    return root / "variants" / "inherit" / "2-layers" / "start"
 
 
 class _KilledError(BaseException):
@@ -221,6 +222,126 @@ def test_a_start_names_everything_that_its_repair_was_made_from(finished, tmp_pa
     calibration = [tokens, 16, 0, "last"]
     expected = {"repair": "sequential", "repair_tokens": 320, "calibration": calibration}
     assert expected.items() <= stored.items()
+
+
+# --- one repair for all trainings that have the same ---
+
+AGAIN = {"start": "inherit", "select": "first", "repair": "sequential", "lr_scale": 0.5}
+SHARED = {"inherit": {"start": "inherit"}, "again": AGAIN}
+
+
+def counted(recipe: Any, root: Path) -> int:
+    """Carry out a recipe; returns how many repairs were fitted."""
+    calls, fit = [], repaired_cuts.repair_layers
+
+    def repair_layers(*args: Any, **options: Any) -> Any:
+        calls.append(args[2])
+        return fit(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repaired_cuts, "repair_layers", repair_layers)
+        execute(recipe, root)
+    return len(calls)
+
+
+@pytest.fixture(scope="module")
+def shared(gpt2, tiny_text, tmp_path_factory) -> tuple[Path, Any]:
+    """Two variants of one cut, each with two seeds; and how many repairs that took."""
+    root = tmp_path_factory.mktemp("shared") / "tiny"
+    recipe = recipe_of(gpt2, tiny_text, variants=SHARED, seeds=[0, 1])
+    return root, counted(recipe, root)
+
+
+def test_variants_of_one_cut_are_byte_equal_to_those_that_are_repaired_apart(
+    shared, gpt2, tiny_text, tmp_path
+):
+    inherit = REPAIRED | {"repair": "none"}
+    apart = recipe_of(gpt2, tiny_text, variants=SHARED, seeds=[0, 1], inherit=inherit)
+    assert counted(apart, tmp_path / "apart") == 2  # for each seed, on other windows
+    root, fits = shared
+    assert fits == 2
+    for name in ("2-layers", "2-layers-seed-1"):
+        mine, own = (path / "variants/again" / name for path in (root, tmp_path / "apart"))
+        for file in ("inherit.json", "model/model.safetensors"):
+            assert (mine / file).read_bytes() == (own / file).read_bytes()
+        records = [json.loads((path / "repair.json").read_text()) for path in (mine, own)]
+        assert records[0]["cut_val_loss"] == records[1]["cut_val_loss"]
+    assert not (root / "repairs").exists()
+
+
+def test_a_shared_repair_is_counted_where_it_was_made_and_named_where_it_is_used(shared):
+    record = record_of(shared[0])
+    target = record["rounds"][0]
+    again = next(row for row in record["variants"] if row["name"] == "again")
+    assert "shared" not in target["repair"] and target["repair"]["flops"] > 0
+    path = "variants/inherit/2-layers"
+    assert again["repair"]["flops"] == 0
+    parts = again["repair"]["shared"]
+    assert {part["made_for"] for part in parts.values()} == {path}
+    assert sum(part["flops"] for part in parts.values()) == target["repair"]["flops"]
+    # The second seed has windows of its own; the cut is the same, and was measured.
+    second = json.loads(
+        (shared[0] / path.replace("2-layers", "2-layers-seed-1/repair.json")).read_text()
+    )
+    assert [*second["shared"]] == ["cut_val_loss"] and second["flops"] > 0
+    spent = {entry["item"]: entry["flops"] for entry in record["ledger"]}
+    repairs = {item: flops for item, flops in spent.items() if "repair" in item}
+    assert repairs == {
+        "inherit, round 1, 2 layers: repair of the cut": target["repair"]["flops"],
+        f"again, 2 layers: repair of the cut, that of {path}": 0,
+        "inherit, 2 layers, seed 1: repair of the cut": second["flops"],
+        f"again, 2 layers, seed 1: repair of the cut, that of {path}-seed-1": 0,
+    }
+    assert spent["again, 2 layers"] == spent["inherit, round 1, 2 layers"]
+    note = f"variants/again/2-layers starts from the repair that was made for {path}"
+    assert any(text.startswith(note) for text in record["notes"])
+
+
+def test_a_plan_prices_a_shared_repair_once(shared, gpt2, tiny_text, tmp_path):
+    recipe = recipe_of(gpt2, tiny_text, variants=SHARED, seeds=[0, 1]).recipe
+    plan = plan_recipe(recipe, tmp_path / "planned")
+    rows = {(t.name, t.seed): t for t in plan.trainings}
+    for seed in (None, 1):
+        first, again = rows["inherit", seed], rows["again", seed]
+        assert first.repair_flops and first.shared_repair_flops is None
+        assert (again.repair_flops, again.shared_repair_flops) == (0.0, first.repair_flops)
+        assert first.flops - again.flops == pytest.approx(first.repair_flops, rel=1e-9)
+    assert any("Repairs of again are made once" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"repair": "linear"}, {"select": "0,2"}, {"layers": 3}],
+)
+def test_another_repair_is_fitted_anew(gpt2, tiny_text, tmp_path, change):
+    variants = {"inherit": {"start": "inherit"}, "other": AGAIN | change}
+    assert counted(recipe_of(gpt2, tiny_text, variants=variants), tmp_path / "run") == 2
+
+
+def test_a_repair_on_other_tokens_is_fitted_anew(finished, gpt2, tiny_text, tmp_path):
+    """Of a recipe that was changed after its repair was made."""
+    root = stopped_after(finished[1], tmp_path / "run", "it was repaired in")
+    only = {"inherit": {"start": "inherit"}}
+    inherit = REPAIRED | {"repair_tokens": 336}
+    assert counted(recipe_of(gpt2, tiny_text, variants=only, inherit=inherit), root) == 1
+    assert record_of(root)["rounds"][0]["repair"]["tokens"] == 336
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_fit_outlives_a_kill_with_its_cost_unless_a_bit_of_it_is_lost(
+    finished, gpt2, tiny_text, tmp_path, is_damaged
+):
+    root = stopped_after(finished[1], tmp_path / "run", "it was repaired in")
+    (fit,) = root.glob("repairs/*/repaired.safetensors")
+    if is_damaged:
+        data = bytearray(fit.read_bytes())
+        data[-1] ^= 1
+        fit.write_bytes(data)
+    assert counted(finished[1], root) == 1 + is_damaged  # that of `last`, too
+    name = "variants/inherit/2-layers/model/model.safetensors"
+    assert (root / name).read_bytes() == (finished[0] / name).read_bytes()
+    repair, expected = (record_of(path)["rounds"][0]["repair"] for path in (root, finished[0]))
+    assert repair["flops"] == expected["flops"] and "shared" not in repair
 
 
 # --- refused before anything is trained ---

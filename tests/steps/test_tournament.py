@@ -178,6 +178,16 @@ def test_a_repaired_distilled_candidate_is_made_as_the_target(
     losses = [row.val_loss for row in stage.candidates]
     assert losses == sorted(losses)
     assert record.rounds[0].repair and record.rounds[0].distill
+    # The winner's cut was repaired for the tournament; its val_loss was measured on other text.
+    winner = "-".join(map(str, record.tournament.kept))
+    shared = record.rounds[0].repair["shared"]
+    assert {part: row["made_for"] for part, row in shared.items()} == {
+        "repair": f"tournament/{winner}"
+    }
+    assert shared["repair"]["flops"] > 0 and record.rounds[0].repair["flops"] > 0
+    plan = plan_recipe(recipe, tmp_path / "planned")
+    target = next(training for training in plan.trainings if training.round == 1)
+    assert target.repair_flops == 0 and target.shared_repair_flops
 
 
 def test_a_candidate_that_diverges_loses_and_one_with_an_infinite_divergence_too(

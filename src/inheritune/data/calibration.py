@@ -5,6 +5,7 @@ may begin with BOS, in the order of the text. One function for both would draw o
 of them, and so change scores or repaired weights that are on record.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,6 +61,11 @@ def calibration_windows(
     if isinstance(stream, np.ndarray):
         return stream[: available * seq_len].reshape(available, seq_len)[chosen]
     return stream.samples(chosen, seq_len)[:, :-1]
+
+
+def ids_digest(windows: NDArray[np.int64]) -> str:
+    """SHA-256 of the ids of windows, as 64 hexadecimal digits."""
+    return hashlib.sha256(windows.astype("<i8").tobytes()).hexdigest()
 
 
 def window_tokens(config: Mapping[str, Any]) -> int:

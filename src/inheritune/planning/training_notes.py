@@ -78,6 +78,11 @@ def training_notes(
         names = ", ".join(dict.fromkeys(t.name for t in repaired))
         total = sum(t.repair_flops or 0.0 for t in repaired)
         notes.append(f"FLOPs include the repairs of {names}: {total:.2e} together.")
+    if shared := dict.fromkeys(t.name for t in trainings if t.shared_repair_flops):
+        notes.append(
+            f"Repairs of {', '.join(shared)} are made once, with an earlier training of the same "
+            "cut and seed."
+        )
     trained = recipe.reference.train
     if trained is not None and trained.keep_in is not None:
         notes.append(

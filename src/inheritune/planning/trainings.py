@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inheritune.model_files.config import layer_count
 from inheritune.model_files.flops import (
@@ -19,9 +19,17 @@ from inheritune.steps.initial_weights import frozen_shape
 from inheritune.steps.limits import weights_bytes
 from inheritune.steps.seeds import repeat_specs
 from inheritune.steps.tournament import candidate_spec, stages_of
-from inheritune.steps.training_spec import TrainingSpec, inherited_layers, layers_of, specs_for
+from inheritune.steps.training_spec import (
+    TrainingSpec,
+    first_count,
+    inherited_layers,
+    layers_of,
+    selection_of,
+    specs_for,
+)
 from inheritune.steps.training_task import published_dtype
 from inheritune.surgery.half_width import half_width_headers
+from inheritune.surgery.selection import needed_measurement
 from inheritune.surgery.sizes import Counts, Sizes
 from inheritune.surgery.ways import LayerFacts
 from inheritune.system.devices import Price, Speed
@@ -51,6 +59,9 @@ class PlannedTraining:
     reference_flops: float | None = None
     # Part of `flops` that repairs the start; None without a repair.
     repair_flops: float | None = None
+    # FLOPs of a repair that is made for an earlier training of the run, and taken from there; not
+    # part of `flops`. None: there is no such repair.
+    shared_repair_flops: float | None = None
     beside: bool = False  # true if the reference runs beside the training
     trained: int | None = None  # parameters that are trained; None: all
     lowest_trained_layer: int = 0  # first layer that gradients pass through
@@ -78,6 +89,7 @@ class Planner:
         self.stored: dict[tuple[int, int], int] = {}
         # Bytes of the fp32 weights beside rounded models; complete after `all`.
         self.kept_masters = 0  # of all models that a later training starts from
+        self._repaired: set[tuple[Any, ...]] = set()  # cuts that are repaired, see `_repair_key`
         self.passing_master = 0  # of the largest of the others, which goes once it is measured
 
     def flops_per_token(self, layers: int) -> float:
@@ -89,7 +101,7 @@ class Planner:
     def all(self, round_sizes: Sequence[int]) -> tuple[PlannedTraining, ...]:
         """Count the reference's training, if any, and every round and control with every seed."""
         recipe = self._recipe
-        self.stored = {}
+        self.stored, self._repaired = {}, set()
         self.kept_masters = self.passing_master = 0
 
         # --- the reference ---
@@ -127,7 +139,8 @@ class Planner:
                 tokens = recipe.tokens_of(name)
                 if tokens is None:
                     paid = [*before, *rounds]
-                    flops = sum(t.flops for t in paid if t.candidates is None)
+                    own = [t for t in paid if t.candidates is None]
+                    flops = sum(t.flops + (t.shared_repair_flops or 0.0) for t in own)
                     tokens = self._equal_compute_tokens(name, variant, layers, flops)
                 specs += self._specs(name, layers, tokens)
         repeats = repeat_specs(recipe, round_specs, specs)
@@ -181,7 +194,11 @@ class Planner:
                 reference_flops += hidden_loss_flops(self._sizes.section, spec.layers) * tokens
         shape = self._frozen_shape(spec)
         flops_each = counts.flops_per_token if shape is None else shape.flops_per_token
-        repair_flops = self._repair_flops(spec)
+        repair_flops, shared_repair_flops = self._repair_flops(spec), None
+        if repair_flops is not None:
+            if (key := self._repair_key(spec)) in self._repaired:
+                repair_flops, shared_repair_flops = 0.0, repair_flops
+            self._repaired.add(key)
         flops = flops_each * tokens + (reference_flops or 0.0) + (repair_flops or 0.0)
         dtype = self._dtype(spec)
         if dtype != "F32" and (spec.keeps_end or spec.is_stacked):
@@ -203,6 +220,7 @@ class Planner:
             made_of=spec.made_of,
             reference_flops=reference_flops,
             repair_flops=repair_flops,
+            shared_repair_flops=shared_repair_flops,
             beside=distill is not None and distill.top_k is None,
             trained=None if shape is None else shape.trained,
             lowest_trained_layer=0 if shape is None else shape.lowest_trained_layer,
@@ -230,6 +248,20 @@ class Planner:
         sizes = LayerSizes([layer.params for layer in layers], known, width, head)
         windows = max(1, spec.repair_tokens // seq_len)
         return repair_flops(spec.layer_map, spec.repair, sizes, windows, seq_len)
+
+    def _repair_key(self, spec: TrainingSpec) -> tuple[Any, ...]:
+        """Tell which repairs a run makes once: those of the same cut, on the same windows.
+
+        Where a measurement decides the cut, those of the same selection and size.
+        """
+        recipe, total = self._recipe, self._facts.layers
+        selection = selection_of(recipe, spec.variant)
+        is_grown = spec.variant == recipe.target_name and spec.layers != first_count(recipe, total)
+        measured = None
+        if needed_measurement(selection, grows=is_grown) is not None:
+            measured = selection, spec.variant if is_grown else ""
+        seed = spec.train_section(recipe.train).seed
+        return spec.layer_map, measured, spec.repair, spec.repair_tokens, seed
 
     def _dtype(self, spec: TrainingSpec) -> str:
         is_reference = spec.variant not in self._recipe.variants

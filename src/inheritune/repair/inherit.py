@@ -1,11 +1,10 @@
 """Inherit layers of a reference, repaired: fit them, and write them with the rest of the cut.
 
-N windows of T tokens.
+N windows of T tokens. A fit is a directory of its own, from which several targets may be written.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from inheritune.data.calibration import calibration_windows, text_ids, window_tokens
+from inheritune.data.calibration import (
+    calibration_windows,
+    ids_digest,
+    text_ids,
+    window_tokens,
+)
 from inheritune.data.sources import describe_text
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import UnsupportedModelError, escape
@@ -25,15 +29,22 @@ from inheritune.model_files.write import TargetTensor
 from inheritune.recipe.data import Data
 from inheritune.repair.places import repaired_places
 from inheritune.repair.refusals import refuse_repair
-from inheritune.repair.repair import Repair, repair_layers
+from inheritune.repair.repair import repair_layers
 from inheritune.surgery.cut import Options, check_inherit, inherit, refuse_options
 from inheritune.surgery.plan import plan_inherit
 from inheritune.surgery.repaired import UNREPAIRED, RepairedTensors
 from inheritune.surgery.selection import choose_layers
 from inheritune.surgery.ways import LayerFacts
-from inheritune.system.files import make_directory, scratch_directory, write_errors
+from inheritune.system.files import (
+    make_directory,
+    scratch_directory,
+    sync_file,
+    write_errors,
+    write_json,
+)
 from inheritune.system.progress import Listener, silent
 from inheritune.system.signals import StopFlag
+from inheritune.system.strict_json import OWN_FILE, read_json_object
 from inheritune.training.hardware import choose_device
 from inheritune.training.layers import find_layers
 from inheritune.training.models import load_model
@@ -42,6 +53,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _DEFAULTS = Options()
+_VALUES, _FIT = "repaired.safetensors", "fit.json"  # changed tensors of a fit, and how it was made
 
 
 @dataclass(frozen=True)
@@ -107,27 +119,93 @@ def inherit_repaired(
     layer_map = choose_layers(layers, LayerFacts(reference.layers))
     refuse_repair(reference, layer_map, calibration.method, options.parts)
     check_inherit(reference, layer_map, options)
-    reference.download(reference.tensors.values(), on_progress)
     make_directory(out.absolute().parent)
-    with write_errors(out), scratch_directory(out.absolute()) as scratch:
-        model: Any = load_model(reference.path)
-        files = _Files(reference, layer_map, DTYPES[options.dtype] if options.dtype else None)
-        repair = repair_layers(
-            model.to(choose_device()),
-            reference.layers,
-            layer_map,
-            calibration.windows,
-            calibration.method,
-            stored_dtype=files.dtype_of,
-            stop=stop,
-            on_progress=on_progress,
-            task=task,
-            folder=scratch,
-        )
-        repaired = files.written(model, repair, calibration, scratch)
-        del model
-        target = inherit(reference, layer_map, out, options, on_progress, repaired)
-    return RepairedTarget(target, repair.flops)
+    with write_errors(out), scratch_directory(out.absolute()) as fit:
+        flops = fit_repair(reference, layer_map, fit, calibration, options, stop, on_progress, task)
+        target = inherit_fitted(reference, layer_map, out, fit, calibration, options, on_progress)
+    return RepairedTarget(target, flops)
+
+
+def fit_repair(
+    reference: ModelDirectory,
+    layer_map: Sequence[int],
+    fit: Path,
+    calibration: Calibration,
+    options: Options = _DEFAULTS,
+    stop: StopFlag | None = None,
+    on_progress: Listener = silent,
+    task: str = "repair",
+) -> float:
+    """Fit the layers of a cut, and write those that change to a directory; returns the FLOPs.
+
+    Args:
+        fit: An empty directory, for `inherit_fitted`; hidden states lie there meanwhile.
+
+    Raises:
+        As `inherit_repaired`.
+    """
+    reference.download(reference.tensors.values(), on_progress)
+    model: Any = load_model(reference.path)
+    files = _Files(reference, layer_map, DTYPES[options.dtype] if options.dtype else None)
+    repair = repair_layers(
+        model.to(choose_device()),
+        reference.layers,
+        layer_map,
+        calibration.windows,
+        calibration.method,
+        stored_dtype=files.dtype_of,
+        stop=stop,
+        on_progress=on_progress,
+        task=task,
+        folder=fit,
+    )
+    values: dict[str, Tensor] = {}
+    entries = []
+    for one in repair.layers:
+        layer, names = find_layers(model, reference.layers)[one.layer], []
+        for parameter in one.parameters:
+            name, dtype = files.stored(one.layer, parameter)
+            # The fit has rounded them to the dtype that the target has.
+            values[name] = layer.get_parameter(parameter).detach().cpu().to(dtype).contiguous()
+            names.append(name)
+        places = {"layer": one.place, "reference_layer": one.layer, "tensors": names}
+        entries.append(places | {"error": one.error})
+    if values:
+        save_file(values, fit / _VALUES)
+        sync_file(fit / _VALUES)
+    trials = [asdict(trial) for trial in repair.trials]
+    fitted = {"ridge": repair.ridge, "trials": trials, "layers": entries}
+    write_json(fit / _FIT, fitted, infinity=True)
+    return repair.flops
+
+
+def inherit_fitted(
+    reference: ModelDirectory,
+    layer_map: Sequence[int],
+    out: Path,
+    fit: Path,
+    calibration: Calibration,
+    options: Options = _DEFAULTS,
+    on_progress: Listener = silent,
+) -> ModelDirectory:
+    """Write a cut with the layers that `fit_repair` has fitted to the same windows."""
+    fitted, tensors = read_json_object(fit / _FIT, replace(OWN_FILE, infinity=True)), {}
+    if (fit / _VALUES).exists():
+        stored = read_header(fit / _VALUES)[0]
+        tensors = {t.name: TargetTensor(t.name, t, t.dtype) for t in stored}
+    windows = calibration.windows
+    record = {
+        "method": calibration.method,
+        "source": calibration.source,
+        **({} if calibration.text is None else {"text": dict(calibration.text)}),
+        "tokens": windows.size,
+        "seq_len": windows.shape[1],
+        "seed": calibration.seed,
+        "ids_sha256": ids_digest(windows),
+        **fitted,
+    }
+    repaired = RepairedTensors(tensors, record) if fitted["layers"] else UNREPAIRED
+    return inherit(reference, layer_map, out, options, on_progress, repaired)
 
 
 def refit_first_layer(
@@ -170,7 +248,7 @@ def refit_first_layer(
         )
     (one,) = fitted.layers
     return {
-        files.name_of(first, name): (before[name], layer.get_parameter(name).detach().cpu())
+        files.stored(first, name)[0]: (before[name], layer.get_parameter(name).detach().cpu())
         for name in one.parameters
     }
 
@@ -187,11 +265,12 @@ class _Files:
 
     def dtype_of(self, layer: int, parameter: str, weight: Tensor) -> torch.dtype:
         """Return the dtype that the cut stores a parameter in; refuse one that is not on disk."""
-        return getattr(torch, torch_name(self._find(layer, parameter, weight).dtype))  # type: ignore[no-any-return]
+        return _dtype(self._find(layer, parameter, weight))
 
-    def name_of(self, layer: int, parameter: str) -> str:
-        """Return the name that a parameter has in the target."""
-        return self._find(layer, parameter).name
+    def stored(self, layer: int, parameter: str) -> tuple[str, torch.dtype]:
+        """Return the name and dtype that a parameter has in the target."""
+        target = self._find(layer, parameter)
+        return target.name, _dtype(target)
 
     def _find(self, layer: int, parameter: str, weight: Tensor | None = None) -> TargetTensor:
         name = f"{self._reference.container.prefix}{layer}.{parameter}"
@@ -209,43 +288,6 @@ class _Files:
             )
         return target
 
-    def written(
-        self, model: Any, repair: Repair, calibration: Calibration, scratch: Path
-    ) -> RepairedTensors:
-        """Write the changed parameters of a model to a file that is to be copied from."""
-        layers = find_layers(model, self._reference.layers)
-        values: dict[str, Tensor] = {}
-        targets: dict[str, TargetTensor] = {}
-        entries = []
-        for one in repair.layers:
-            names = []
-            for parameter in one.parameters:
-                target = self._find(one.layer, parameter)
-                weight = layers[one.layer].get_parameter(parameter).detach()
-                values[target.name] = weight.cpu().contiguous()
-                targets[target.name] = target
-                names.append(target.name)
-            places = {"layer": one.place, "reference_layer": one.layer, "tensors": names}
-            entries.append(places | {"error": one.error})
-        if not repair.layers:
-            return UNREPAIRED
-        file, stored = scratch / "repaired.safetensors", {}
-        if values:
-            save_file(values, file)
-            stored = {tensor.name: tensor for tensor in read_header(file)[0]}
-        windows = calibration.windows
-        return RepairedTensors(
-            {name: TargetTensor(name, stored[name], targets[name].dtype) for name in values},
-            {
-                "method": calibration.method,
-                "source": calibration.source,
-                **({} if calibration.text is None else {"text": dict(calibration.text)}),
-                "tokens": windows.size,
-                "seq_len": windows.shape[1],
-                "seed": calibration.seed,
-                "ids_sha256": hashlib.sha256(windows.astype("<i8").tobytes()).hexdigest(),
-                "ridge": repair.ridge,
-                "trials": [asdict(trial) for trial in repair.trials],
-                "layers": entries,
-            },
-        )
+
+def _dtype(tensor: TargetTensor) -> torch.dtype:
+    return getattr(torch, torch_name(tensor.dtype))  # type: ignore[no-any-return]

@@ -5,6 +5,7 @@ reference. What follows it there is layer map[j + 1], or the final norm. E is th
 state before that, minus the target's.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ class Trial:
     """The whole target with one ridge, fitted without the held-out windows."""
 
     ridge: float | None  # None: the cut as it is
-    kl: float  # KL(reference || target) on the held-out windows, nats per token
+    # KL(reference || target) on the held-out windows, nats per token; infinite where not finite
+    kl: float
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,8 @@ class _Target:
         self._run.expect((self._end - self._first) * (len(ridges) + 1))
         outputs = [self._made(ridge, on_all=False)[0] for ridge in ridges]
         kl = self._run.divergences(self._reference[len(self._map) - 1], outputs)
-        return [Trial(*pair) for pair in zip(ridges, kl, strict=True)]
+        finite = [value if math.isfinite(value) else math.inf for value in kl]
+        return [Trial(*pair) for pair in zip(ridges, finite, strict=True)]
 
     def change(self, ridge: float | None) -> list[RepairedLayer]:
         """Change the layers for good, fitted on all windows."""

@@ -34,6 +34,7 @@ from inheritune.steps.growth import Growth, first_layers
 from inheritune.steps.initial_weights import check_starts
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference, open_reference, tokenizer_home
+from inheritune.steps.repaired_start import remove_shared
 from inheritune.steps.result import TrainedVariant
 from inheritune.steps.resume import checkpoint_for
 from inheritune.steps.tasks import RunModel, ask_tasks, asked_at, check_tasks, snapshot_models
@@ -129,6 +130,7 @@ def execute(
         stages = Stages(job)
         outcome = derive(job, stages)
         record_result(job.run, outcome, file)
+        remove_shared(job.run)
 
         # --- look at the models: gains, attention, samples, tasks ---
         stages.begin(GAINS_STAGE)

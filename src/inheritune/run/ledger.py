@@ -95,7 +95,9 @@ def _entries(item: str, result: TrainingResult) -> list[LedgerEntry]:
     if result.repair is not None:
         spent = result.repair["flops"], result.repair["seconds"]
         flops, seconds = flops - spent[0], seconds - spent[1]
-        repair = [_entry(f"{item}: repair of the cut", 0, *spent, 1)]
+        shared = result.repair.get("shared", {}).get("repair")
+        whose = "" if shared is None else f", that of {shared['made_for']}"
+        repair = [_entry(f"{item}: repair of the cut{whose}", 0, *spent, 1)]
     entries = [*repair, _entry(item, result.tokens, flops, seconds, processes)]
     if result.distill is not None:
         # Their time is part of the training's.

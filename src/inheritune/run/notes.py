@@ -38,6 +38,14 @@ def run_notes(outcome: Outcome, recipe: Recipe) -> list[str]:
                 f"{_loss_formula(distill)}. val_loss, which is compared, is cross-entropy alone, "
                 "as for all others."
             )
+    for training in [*trainings, *outcome.repeats]:
+        shared = (training.repair or {}).get("shared", {})
+        if "repair" in shared:
+            made_for = shared["repair"]["made_for"]
+            notes.append(
+                f"{training.path} starts from the repair that was made for {made_for}; it was "
+                "not made again."
+            )
     skipped = sum(training.skipped for training in trainings)
     if skipped:
         notes.append(f"{skipped} steps were skipped because a value was not finite.")

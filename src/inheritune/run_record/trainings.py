@@ -117,7 +117,8 @@ class TrainedModel(Part):
         "by how much its tasks lie below the reference's: `mean` and `se` over `tasks`"
     )
     repair: Maybe[dict[str, Any]] = key(
-        "of a repaired start: method, tokens, FLOPs, seconds, and the cut's val_loss before it"
+        "of a repaired start: method, tokens, FLOPs, seconds, and the cut's val_loss before it; "
+        "`shared`: what was made for another training, by whose path, and is counted there"
     )
     restarts: Number = key("times it was continued from a checkpoint")
     skipped: Number = key("steps skipped because a value was not finite")

@@ -11,7 +11,7 @@ from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.recipe.schema import Recipe
 from inheritune.repair.refusals import refuse_class, refuse_repair
-from inheritune.steps.repaired_start import RECORD, cut_directory, write_repaired
+from inheritune.steps.repaired_start import RECORD, write_repaired
 from inheritune.steps.training_spec import TrainingSpec, layers_of, specs_for
 from inheritune.steps.training_task import TrainingTask
 from inheritune.surgery.cut import Options, check_inherit, inherit
@@ -141,8 +141,7 @@ def write_start(task: TrainingTask, reference: ModelDirectory) -> None:
     if not _is_made_from(start, made_from):
         # The record goes first and comes last: with it, the start is whole.
         (start / _MADE_FROM).unlink(missing_ok=True)
-        for directory in (start, cut_directory(task)):
-            shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(start, ignore_errors=True)
         if task.spec.start == "fresh":
             _write_config(task.spec, reference, start)
         else:

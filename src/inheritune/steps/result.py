@@ -68,7 +68,8 @@ class TrainingResult:
     fidelity: dict[str, Any] | None = None
     # By how much its tasks lie below the reference's: ``mean`` and ``se``; None: not asked
     task_loss: dict[str, Any] | None = None
-    # Of a repaired start: method, tokens, FLOPs, seconds, and the cut's val_loss before the repair
+    # Of a repaired start: method, tokens, the cut's val_loss before the repair, FLOPs and seconds;
+    # under "shared", what was made for another training, whose FLOPs are not among these
     repair: dict[str, Any] | None = None
 
     @property
@@ -102,9 +103,11 @@ class TrainingResult:
 
     @property
     def training_flops(self) -> float:
-        """FLOPs without validations, but with a repair of the start."""
-        repair_flops = self.repair["flops"] if self.repair else 0.0
-        return self.flops_per_token * self.tokens + self.reference_flops + float(repair_flops)
+        """FLOPs without validations, but with a repair of the start, whoever it was made for."""
+        repair = self.repair or {"flops": 0.0}
+        shared = sum(float(part["flops"]) for part in repair.get("shared", {}).values())
+        repair_flops = float(repair["flops"]) + shared
+        return self.flops_per_token * self.tokens + self.reference_flops + repair_flops
 
     def cost(self) -> dict[str, Any]:
         """The fields that travel with the weights, so that a later run knows what they cost."""

@@ -1,13 +1,12 @@
 """Verify a repair: fit the first layer that it changed again, on the recorded text."""
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.data.calibration import calibration_windows
+from inheritune.data.calibration import calibration_windows, ids_digest
 from inheritune.data.hub_dataset import is_hub_dataset
 from inheritune.data.tokens import open_tokens
 from inheritune.errors import DataError, InherituneError, SourceError, escape
@@ -94,8 +93,7 @@ def _windows(
         windows = calibration_of_text(reference, repair["method"], text, count).windows
         reason = f"{escape(source)} gives other windows than those that it was fitted on: it is "
         reason += "another text, or an earlier version of inheritune drew other windows"
-    digest = hashlib.sha256(windows.astype("<i8").tobytes()).hexdigest()
-    if digest != repair["ids_sha256"]:
+    if ids_digest(windows) != repair["ids_sha256"]:
         raise DataError(f"{reason}.")
     return windows
 
