@@ -185,11 +185,12 @@ def test_nobody_works_on_the_run_of_a_killed_process(run: Path) -> None:
     latest._next = 0.0  # two seconds later
     written = "\n".join(latest.current().lines)
     assert "demo: interrupted" in written and "nobody works on it" in written
+    assert latest.current().ended
     assert "run it again to continue" in written
     assert " left" not in written and "12,000 tokens/s" in written
     assert "he run stopped" in live_page(run).page.decode()
     (run / ".lock.json").write_text(json.dumps({"pid": killed.pid, "machine": "elsewhere"}))
-    assert "demo: running" in status_of(run).lines[0]
+    assert "demo: running" in status_of(run).lines[0] and not status_of(run).ended
 
 
 def test_the_text_of_a_finished_run_is_its_verdict(synthetic: ModuleType, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from inheritune.reporting.verdict import verdict
 from inheritune.run.derive import judge
 from inheritune.run.execute import execute as execute_recipe
 from inheritune.run.execute import prepare_one_worker, prepare_only, train_only
+from inheritune.run.listing import list_runs
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RunRecord
 from inheritune.steps.result import TrainingResult
@@ -350,7 +351,8 @@ def test_workers_record_where_and_by_what_they_prepare(
     recipe, root = recipe_of(tiny_reference, tiny_text), tmp_path / "tiny"
     prepare_one_worker(recipe, root, Worker(0, 64))
     first = Run(root).read()
-    assert (first["status"], first["error"]) == ("interrupted", "workers prepare the text.")
+    assert (first["status"], first["error"]) == ("preparing", None)
+    assert [entry.state for entry in list_runs(tmp_path).runs] == ["preparing"]
     assert (first["machine"], first["earlier"]) == (machine(), [])
     elsewhere = machine() | {"processor": "another one"}
     monkeypatch.setattr("inheritune.run.record.machine", lambda: elsewhere)

@@ -86,12 +86,13 @@ def _recipe_fits(plan: RecipePlan) -> str:
     words += f", of {data_size(plan.room)} that it can use"
     if needed <= plan.room:
         return f"{words}: yes"
-    if plan.change is None or plan.changed is None:
+    if plan.change is None:
         return f"{words}: does not fit, on up to 1,024 devices either"
-    paid = plan.changed.dollars
+    changed = plan.change.plan
+    paid = changed.dollars
     return (
         f"{words}: does not fit. It does with {plan.change.text}: "
-        f"{data_size(plan.change.memory.total)}, {duration(3600 * plan.changed.hours)}"
+        f"{data_size(changed.memory.total)}, {duration(3600 * changed.hours)}"
         + ("" if paid is None else f", ${paid:,.0f}")
     )
 

@@ -147,6 +147,14 @@ class ClusterPlan:
     text_bytes_per_s: float  # of token shards, by all devices together
 
 
+@dataclass(frozen=True)
+class ChangedRun:
+    """The cheapest change with which a run fits, and the run with it."""
+
+    text: str  # keys and values, such as "train.micro_batch 2"
+    plan: ClusterPlan
+
+
 def network_seconds(traffic: Traffic, layout: Layout, devices: int, links: Links) -> float:
     """Return the seconds that a step's bytes take; copies on other machines use the network."""
     inside = traffic.gathered + traffic.reduced + traffic.reference
@@ -195,10 +203,9 @@ def plan_cluster(
     fits = train.micro_batch in divided_by(train, devices) and can_share(train, devices)
     train = shared_by(train, devices)
     fits = fits and (room is None or memory_on(train, devices).total <= room)
-    found = None if fits or room is None else cheapest_change(train, devices, room, memory_on)
-    change = None if found is None else found[0]
-    if found is not None and found[0].devices == devices:
-        train = found[1]
+    change = None if fits or room is None else cheapest_change(train, devices, room, memory_on)
+    if change is not None and change.devices == devices:
+        train = change.train
     item = 2 if precision_on(train, speed) == "bf16" else 4
     interval_s = 60 * train.save_minutes
     hours = waiting = lost = save_s = 0.0

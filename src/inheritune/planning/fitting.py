@@ -37,7 +37,7 @@ class Change:
     """A change of recipe or devices with which a training fits."""
 
     text: str  # keys and values, such as "train.micro_batch 2"
-    memory: Memory
+    train: Train
     devices: int
 
 
@@ -152,7 +152,7 @@ def memory_of(model: TrainedModel, train: Train, speed: Speed | None) -> Memory:
 
 def cheapest_change(
     train: Train, devices: int, room: int, estimate: Callable[[Train, int], Memory]
-) -> tuple[Change, Train] | None:
+) -> Change | None:
     """Return the first change with which a training fits, by what it costs; None: none does.
 
     Smaller micro-batches cost next to nothing, recomputing a third more work. More devices take as
@@ -163,9 +163,8 @@ def cheapest_change(
         estimate: Gives the memory on one of a number of devices.
     """
     for changed, count in _changes(train, devices):
-        memory = estimate(changed, count)
-        if memory.total <= room:
-            return Change(_text(train, changed, devices, count), memory, count), changed
+        if estimate(changed, count).total <= room:
+            return Change(_text(train, changed, devices, count), changed, count)
     return None
 
 

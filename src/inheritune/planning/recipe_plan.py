@@ -12,9 +12,8 @@ from inheritune.model_files.config import Edit, cut_config, text_config
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.flops import first_int
 from inheritune.model_files.training_memory import Memory
-from inheritune.planning.cluster import USUAL_LINKS, ClusterPlan, Links, plan_cluster
+from inheritune.planning.cluster import USUAL_LINKS, ChangedRun, ClusterPlan, Links, plan_cluster
 from inheritune.planning.fitting import (
-    Change,
     cheapest_change,
     memory_of,
     micro_batch_note,
@@ -71,8 +70,7 @@ class RecipePlan(Rows):
     edits: tuple[Edit, ...]  # changed fields of config.json in the first round, and why
     memory: Memory  # estimate of one device, for the training that needs the most
     room: int | None  # bytes that one of the named devices has for it; None: not known
-    change: Change | None  # the cheapest with which it fits; None: it fits, or nothing helps
-    changed: ClusterPlan | None  # the run with that change
+    change: ChangedRun | None  # the cheapest with which it fits; None: it fits, or nothing helps
     disk: dict[str, int | None]  # estimated bytes by purpose; None where unknown
     save_bytes: int  # size of one checkpoint of the largest training
     speed: Speed | None  # devices to run on; None: none were named
@@ -194,13 +192,13 @@ def plan_recipe(
     # Of a range, some numbers may not suit train.shard_size; a single one is refused.
     train = shared_by(recipe.train, devices) if len(counts) > 1 else recipe.train
     memory, room = memory_on(train, devices), room_on(speed)
-    change = changed = None
+    change = None
     if speed is not None and room is not None and memory.total > room:
         found = cheapest_change(train, devices, room, memory_on)
         if found is not None:
-            change, changed_train = found
-            on = replace(speed, count=change.devices)
-            changed = plan_cluster(changed_train, on, planned, memory_on, links)
+            on = replace(speed, count=found.devices)
+            plan = plan_cluster(found.train, on, planned, memory_on, links)
+            change = ChangedRun(found.text, plan)
     return RecipePlan(
         name=recipe.name,
         run=root,
@@ -218,7 +216,6 @@ def plan_recipe(
         memory=memory,
         room=room,
         change=change,
-        changed=changed,
         disk=_disk(recipe, model, trainings, unique, planner),
         save_bytes=max(_checkpoint_bytes(training) for training in trainings),
         speed=speed,

@@ -39,8 +39,7 @@ def status_of(root: Path) -> Status:
     is_abandoned = record.status == "running" and run.is_abandoned()
     if is_abandoned:
         record = record.model_copy(update={"status": "interrupted"})
-    state = "preparing" if record.is_by_workers else record.status or ""
-    lines = [f"{_plain(record.name or '') or root.name}: {_plain(state)}"]
+    lines = [f"{_plain(record.name or '') or root.name}: {_plain(record.status or '')}"]
     if is_abandoned:
         lines.append("Its process was killed, so nobody works on it. Run the recipe again.")
     lines += ["", _plain(verdict(record)), ""]
@@ -53,7 +52,7 @@ def status_of(root: Path) -> Status:
         lines.append(f"{_TICKS[stage.state]} {_plain(stage.name):<{width}}  {stage.detail}")
     for training in trainings_in_progress(record, read_curves(root, record)):
         lines += ["", *_progress_lines(training)]
-    return Status(record.outcome, record.status in ("done", "failed"), lines)
+    return Status(record.outcome, record.status in ("done", "failed", "interrupted"), lines)
 
 
 def _round_line(row: TrainedModel) -> str:

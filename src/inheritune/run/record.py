@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from inheritune.data.tokens import TokenDirectory
-from inheritune.errors import Interrupted
 from inheritune.recipe.load import RecipeFile
 from inheritune.run.derive import Outcome
 from inheritune.run.facts import reference_facts, reference_loss, round_rows
@@ -12,7 +11,7 @@ from inheritune.run.ledger import ledger, run_result, variant_rows
 from inheritune.run.notes import run_notes
 from inheritune.run_directory import Run
 from inheritune.run_record.measurements import TournamentRecord
-from inheritune.run_record.record import BY_WORKERS, RUN, RunRecord
+from inheritune.run_record.record import RUN, RunRecord
 from inheritune.run_record.trainings import (
     Result,
     StartRecord,
@@ -34,6 +33,7 @@ def record_start(
     recipe: RecipeFile,
     processes: int,
     allowed: Collection[str],
+    status: str = "running",
 ) -> None:
     """Record that a start of the run has begun.
 
@@ -42,6 +42,7 @@ def record_start(
         command: ``RUN`` or ``TRAIN``.
         processes: Number of processes that share the work.
         allowed: Recipe keys that may differ from those the run was begun with.
+        status: ``running``, or ``preparing`` where workers alone prepare the text.
     """
     here = _place(processes)
     last = before.model_dump(include=set(here), exclude_unset=True)
@@ -51,7 +52,7 @@ def record_start(
         RunRecord(
             command=command,
             name=recipe.recipe.name,
-            status="running",
+            status=status,
             started_at=before.started_at or utc_now(),
             finished_at=None,
             exit_code=None,
@@ -83,8 +84,7 @@ def record_worker(run: Run, recipe: RecipeFile) -> None:
     """
     before, here = RunRecord.model_validate(run.read()), _place(1)
     if not before.started_at:
-        record_start(run, before, RUN, recipe, 1, ())
-        record_end(run, "interrupted", Interrupted.exit_code, 0.0, BY_WORKERS)
+        record_start(run, before, RUN, recipe, 1, (), status="preparing")
         return
     starts = [start.as_json() for start in before.earlier]
     if here not in [*starts, before.model_dump(include=set(here), exclude_unset=True)]:

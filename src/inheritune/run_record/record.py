@@ -51,8 +51,6 @@ from inheritune.system.strict_json import OWN_FILE
 FORMAT = 1
 # Value of `command`: the directory was made from a recipe, or by `train MODEL TOKENS OUT`.
 RUN, TRAIN = "run", "train"
-# Value of `error` while nothing but workers, who prepare the text, has worked on a run.
-BY_WORKERS = "workers prepare the text."
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,9 @@ class RunRecord(StartRecord):
     format: Number = key("version of this format: 1")
     command: Text = key("`run`: made from a recipe; `train`: by `train MODEL TOKENS OUT`")
     name: Text = key("name of the recipe")
-    status: Text = key("`running`, `done`, `interrupted` or `failed`")
+    status: Text = key(
+        "`preparing` (by workers alone), `running`, `done`, `interrupted` or `failed`"
+    )
     started_at: Text = key("time of the first start, UTC")
     finished_at: Text = key("time of the last end, UTC")
     seconds: Number = key("wall-clock seconds of all starts")
@@ -235,7 +235,7 @@ class RunRecord(StartRecord):
     @property
     def is_by_workers(self) -> bool:
         """Whether nothing but workers has worked on the run, and their parts are not yet joined."""
-        return self.status == "interrupted" and self.error == BY_WORKERS
+        return self.status == "preparing"
 
     @property
     def asks_for_match(self) -> bool:
