@@ -1,6 +1,7 @@
 """Training speed beside transformers.Trainer, litgpt and nanoGPT: whole steps, taking turns.
 
     python benchmarks/train.py [--shape a|b|c|demo|all] [--rounds 3] [--steps 2] [--parts]
+    python benchmarks/train.py --reference     a step with a reference, beside TRL and DistillKit
     python benchmarks/train.py --overhead      where a step of the loop goes
     python benchmarks/train.py --resume        from starting to the first step
 
@@ -18,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from measuring.table import head, machine, row, software
 from training.driver import Child, Program, take_turns
 from training.shapes import SHAPES, Shape
 
-LITGPT = "0.5.13"
+LITGPT, TRL = ("litgpt", "0.5.13"), ("trl", "1.16.0")
 _CPU = {"CUDA_VISIBLE_DEVICES": ""}  # this script is about processors; gpu.py is about cards
 
 
@@ -54,6 +56,9 @@ def programs(options: argparse.Namespace, shape: Shape, no_litgpt: str | None) -
             why_not=_no_nanogpt(options.nanogpt, shape),
         ),
     ]
+    if options.only:
+        chosen = [each for each in found[1:] if any(word in each.name for word in options.only)]
+        found = [found[0], *chosen]
     if options.parts:
         parts = {"fp32": {"precision": "fp32"}, "the model's attention": {"attention": "model"}}
         parts |= {
@@ -65,6 +70,22 @@ def programs(options: argparse.Namespace, shape: Shape, no_litgpt: str | None) -
     return found
 
 
+def with_reference(shape: Shape, trl: Path, no_trl: str | None) -> list[Program]:
+    """A step with a reference that has half as many layers again, beside one without; eager."""
+    given = {"recipe": {"compile": "off"}}
+    learning = {"reference": replace(shape, layers=shape.layers * 3 // 2).as_json()}
+    found = [
+        Program("inheritune, without a reference", "ours", given),
+        Program("inheritune, with one", "ours", given | learning),
+    ]
+    names = {"gkd": "TRL, GKD", "chunked": "TRL, chunked", "distillkit": "DistillKit's formula"}
+    python = trl / "bin" / "python"
+    return found + [
+        Program(name, "with_trl", learning | {"loss": loss}, python, no_trl or "")
+        for loss, name in names.items()
+    ]
+
+
 def _no_nanogpt(clone: Path | None, shape: Shape) -> str:
     if clone is None:
         return "no --nanogpt DIR"
@@ -73,9 +94,10 @@ def _no_nanogpt(clone: Path | None, shape: Shape) -> str:
     return "" if shape.kind == "gpt2" else "it has GPT-2 only"
 
 
-def speed(shape: Shape, options: argparse.Namespace, no_litgpt: str | None, scratch: Path) -> None:
+def speed(
+    shape: Shape, found: Sequence[Program], options: argparse.Namespace, scratch: Path
+) -> None:
     print(f"\n{shape.name}, {shape.batch} x {shape.length} tokens", flush=True)
-    found = programs(options, shape, no_litgpt)
     take_turns(shape, found, options.rounds, options.steps, scratch, _CPU)
     print_speed(shape, found)
 
@@ -144,18 +166,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="of each program in a round")
     parser.add_argument("--shape", choices=[*SHAPES, "all"], action="append", help="all: a, b, c")
+    parser.add_argument("--only", nargs="*", metavar="WORD", help="ours, and whose name has one")
     parser.add_argument("--parts", action="store_true", help="also ours with single parts off")
     parser.add_argument("--no-compile", action="store_true", help="neither ours nor Trainer")
     parser.add_argument("--overhead", action="store_true", help="where a step of the loop goes")
     parser.add_argument("--resume", action="store_true", help="what continuing takes")
-    where = Path(tempfile.gettempdir()) / "litgpt-venv"
-    parser.add_argument("--litgpt", type=Path, default=where, help="its environment")
+    parser.add_argument("--reference", action="store_true", help="a step that learns from one")
+    where = Path(tempfile.gettempdir())
+    for name in ("litgpt", "trl"):
+        venv = where / f"{name}-venv"
+        parser.add_argument(f"--{name}", type=Path, default=venv, help="its environment")
     parser.add_argument("--nanogpt", type=Path, help="a clone of it")
     options = parser.parse_args()
     named = options.shape or ["all"]
     shapes = [SHAPES[key] for key in (("a", "b", "c") if "all" in named else named)]
     print(f"{machine()}, {software(('inheritune', 'torch', 'transformers', 'accelerate'))}")
-    no_litgpt = None
+    no_peer = None
     if options.overhead:
         print("Medians, parts of a step; the rest is data, metrics, bookkeeping:\n")
         print(head(["", "ms a step", "model", "clipping", "optimizer", "rest"]), flush=True)
@@ -164,9 +190,10 @@ def main() -> None:
         titles = ["imports", "model load", "rest", "a step", "beyond model load", "checkpoint MiB"]
         print(head(["", *titles]), flush=True)
     else:
-        no_litgpt = environment.install(options.litgpt, "litgpt", LITGPT, ("torch",))
-        if not no_litgpt:
-            print(f"beside it {environment.versions(options.litgpt, ('litgpt', 'torch'))}")
+        venv, peer = (options.trl, TRL) if options.reference else (options.litgpt, LITGPT)
+        no_peer = environment.install(venv, *peer, ("torch",))
+        if not no_peer:
+            print(f"beside it {environment.versions(venv, (peer[0], 'torch'))}")
     with tempfile.TemporaryDirectory(prefix="train-bench-") as name:
         for number, shape in enumerate(shapes):
             scratch = Path(name, str(number))
@@ -175,7 +202,12 @@ def main() -> None:
             elif options.resume:
                 resume(shape, scratch)
             else:
-                speed(shape, options, no_litgpt, scratch)
+                found = (
+                    with_reference(shape, options.trl, no_peer)
+                    if options.reference
+                    else programs(options, shape, no_peer)
+                )
+                speed(shape, found, options, scratch)
             shutil.rmtree(scratch, ignore_errors=True)
 
 

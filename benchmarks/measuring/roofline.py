@@ -11,7 +11,7 @@ from torch import Tensor
 from training.shapes import Shape
 
 _COPIED = 2**27  # bytes of memory
-_REPEATS = 3
+_REPEATS = 5
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
 from inheritune.training import loop
-from inheritune.training.hardware import choose_device, choose_settings
+from inheritune.training.distillation import Distillation, FrozenReference
+from inheritune.training.hardware import Settings, choose_device, choose_settings
 from inheritune.training.loop_config import LoopConfig
 from inheritune.training.setup import TrainingSetup
 from inheritune.training.throughput import flops_per_token
@@ -36,6 +38,8 @@ def main(job: dict[str, Any]) -> None:
     flops = flops_per_token(model, shape.length) * shape.tokens
     stream = random_stream(shape, folder)
     config = LoopConfig("bench", recipe, settings, stream, recipe.tokens, folder, {})
+    if "reference" in job:
+        config = replace(config, distillation=_distillation(Shape(**job["reference"]), settings))
     make_setup = loop.make_setup
 
     def noted(*args: Any) -> TrainingSetup:
@@ -51,6 +55,12 @@ def main(job: dict[str, Any]) -> None:
     loop.make_setup = noted
     # Validating is left out: nothing else trains between two of its steps either.
     loop.train(model, config, lambda _: 0.0, StopFlag(), on_progress=on_progress)
+
+
+def _distillation(shape: Shape, settings: Settings) -> Distillation:
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    reference = AutoModelForCausalLM.from_config(without_dropout(shape), dtype=dtype)
+    return Distillation(FrozenReference(reference, settings, 1.0), alpha=0.0)
 
 
 def used(setup: TrainingSetup) -> str:

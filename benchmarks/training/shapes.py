@@ -45,6 +45,8 @@ SHAPES = {
     "a": Shape("a GPT-2 of 8 layers", "gpt2", 8192, 8, 384, 6, 1536, 4, 256, True),
     "b": Shape("a Llama of 6 layers", "llama", 32000, 6, 512, 8, 1376, 4, 256, False),
     "c": Shape("GPT-2 small", "gpt2", 50257, 12, 768, 12, 3072, 1, 512, True),
+    # Widths and vocabulary of SmolLM2-135M, a fifth of its layers.
+    "s": Shape("a Llama of 4 layers", "llama", 49152, 4, 576, 9, 1536, 2, 512, True),
     "demo": Shape("the demo's Llama", "llama", 2048, 8, 160, 5, 416, 16, 128, True),
     "tiny": Shape("a tiny GPT-2", "gpt2", 320, 2, 32, 4, 128, 4, 32, True),
 }

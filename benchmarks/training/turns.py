@@ -20,6 +20,9 @@ WARM_UP = 3  # steps before the first turn: compiling, the optimizer's state
 class Turns:
     """Called after every step by the process that trains.
 
+    With one thread (`OMP_NUM_THREADS=1`) and no device to wait for, seconds are those of the
+    processor, which other programs move less.
+
     Args:
         sync: Waits for the device; None: steps end when they return.
         least_s: A turn goes on for that many seconds at least.
@@ -36,6 +39,8 @@ class Turns:
         self._answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self._sync, self._least_s, self._facts = sync, least_s, facts
+        one_thread = os.environ.get("OMP_NUM_THREADS") == "1" and sync is None
+        self._clock = time.process_time if one_thread else time.perf_counter
         self._ends: list[float] = []
         self._wanted, self._warm = WARM_UP, False
         self._notes: dict[str, Any] = {}
@@ -46,12 +51,12 @@ class Turns:
 
     def step_done(self) -> None:
         """A step ended; the process stays here between its turns."""
-        now = time.perf_counter()
+        now = self._clock()
         lasted = now - self._ends[0] if self._ends else 0.0
         last = len(self._ends) + 1 >= self._wanted and not (self._warm and lasted < self._least_s)
         if self._sync and (last or not self._ends):
             self._sync()
-            now = time.perf_counter()
+            now = self._clock()
         self._ends.append(now)
         if last:
             self._answer({"seconds": self._seconds()} if self._warm else {})

@@ -150,7 +150,9 @@ def test_a_wide_basis_settles_what_a_narrow_one_leaves_open():
 def test_products_of_causal_matrices_leave_out_only_zeros():
     causal = torch.stack([random_logits(150, seed=seed) for seed in range(3)])
     full = torch.rand(3, 150, 150)
-    for matrices in (causal, full):
+    nearly = torch.stack([causal[0]] * 2)
+    nearly[0, 0, 1] = nearly[1, 80, 140] = 0.5  # within a block of the diagonal; behind it
+    for matrices in (causal, full, nearly[:1], nearly[1:]):
         expected = matrices.double() @ matrices.double().mT
         torch.testing.assert_close(rank._gram(matrices).double(), expected, rtol=1e-5, atol=1e-6)
 

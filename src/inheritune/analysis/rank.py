@@ -266,11 +266,11 @@ def _norm(matrices: "Tensor") -> "Tensor":
 def _gram(matrices: "Tensor") -> "Tensor":
     """Multiply by the transposes; of causal matrices, only what is not zero."""
     size = matrices.shape[-1]
-    if size <= _BLOCK or matrices.triu(1).count_nonzero():
+    blocks = [(start, start + _BLOCK) for start in range(0, size, _BLOCK)]
+    if len(blocks) < 2 or any(matrices[:, start:end, end:].any() for start, end in blocks):
         return torch.bmm(matrices, matrices.mT)
     gram = torch.empty_like(matrices)
-    for start in range(0, size, _BLOCK):
-        end = start + _BLOCK
+    for start, end in blocks:
         below = torch.bmm(matrices[:, start:, :end], matrices[:, start:end, :end].mT)
         gram[:, start:, start:end] = below
         gram[:, start:end, start:] = below.mT
