@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,14 +19,27 @@ settings.load_profile("any-machine")
 # Of tiny models, more threads than one only wait for each other; tests run side by side instead.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Each process that a test starts would compile all of our files again: 0.6 s of processor time.
+# Where this is set, every process compiles all of our files again, 0.6 s of processor time, and
+# each of xdist's rewrites the assertions of all tests, 8 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # What a class answered is remembered by all processes of one run of the tests, and by no other.
 if "INHERITUNE_CACHE" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="inheritune-cache-")
     os.environ["INHERITUNE_CACHE"] = _cache.name
 
+
+def _only_known(descriptor: int) -> None:
+    """Stand for `os.fsync`, of which no test sees more than that it was called.
+
+    A small run waits 300 times for the disk; what a real one answers when it is full or broken,
+    tests say themselves.
+    """
+    os.fstat(descriptor)
+
+
+os.fsync = _only_known
 
 _MUCH_S = 2.0
 COSTLY: list[tuple[float, str]] = []  # seconds of processor time, and the test
