@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,7 @@ from inheritune.reporting.chart_events import _apart
 from inheritune.reporting.curves import read_curves
 from inheritune.reporting.dot_plot import dot_plot
 from inheritune.reporting.line_charts import spread
-from inheritune.reporting.loss_charts import loss_charts
+from inheritune.reporting.loss_charts import loss_charts, near_loss_chart
 from inheritune.reporting.section import Chart
 from inheritune.reporting.series import val_lines
 from inheritune.reporting.styles import MUTED, styles_of
@@ -53,6 +54,45 @@ def test_first_chart_holds_every_validation_of_every_training(charts: list[Chart
         "scratch": (1_000_000, 2.9148),
         "equal-compute": (1_705_882, 2.6214),
     }
+
+
+def _flattened(synthetic: ModuleType, root: Path, scratch: float) -> tuple[RunRecord, Any]:
+    """One round from 2.2 to 2.0931, and scratch that ends at a loss."""
+    content = synthetic.record()
+    content["rounds"] = content["rounds"][-1:]
+    run = synthetic.build_run(root, content)
+    for folder in (run / "variants").glob("*/*"):
+        if folder.name != "6-layers" or folder.parent.name == "equal-compute":
+            shutil.rmtree(folder)
+    for name, start, end in (("inherit", 2.2, 2.0931), ("scratch", 7.6, scratch)):
+        path = run / "variants" / name / "6-layers" / "metrics.jsonl"
+        path.write_text(synthetic.metrics(1_000_000, start, end))
+    record = typed(content)
+    return record, read_curves(run, record)
+
+
+def test_target_and_reference_have_a_chart_of_their_own_where_scratch_flattens_them(
+    synthetic: ModuleType, tmp_path: Path
+) -> None:
+    near = near_loss_chart(*_flattened(synthetic, tmp_path / "far", 5.0))
+    assert near is not None
+    values = [row["val_loss"] for row in _values(near.spec, "line")]
+    assert {row["variant"] for row in _values(near.spec, "line")} == {"inherit (target)"}
+    assert values[-1] == 2.0931
+    assert near.caption.startswith("The same losses, enlarged. Above this frame: scratch (5.000).")
+    assert near.alt.endswith("The figures are in the table before the chart.")
+    encoding = next(layer["encoding"] for layer in near.spec["layer"] if "encoding" in layer)
+    low, high = encoding["y"]["scale"]["domain"]
+    assert 2.05 < low < 2.0931 and 2.1004 < high < 2.2  # of both, without the beginning
+
+
+def test_there_is_one_chart_where_all_can_be_told_apart(
+    synthetic: ModuleType, tmp_path: Path
+) -> None:
+    assert near_loss_chart(*_flattened(synthetic, tmp_path / "near", 2.12)) is None
+    run = synthetic.build_run(tmp_path / "two rounds")
+    record = typed(synthetic.record())
+    assert near_loss_chart(record, read_curves(run, record)) is None
 
 
 def test_reference_loss_and_growth_are_marked(charts: list[Chart]) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -25,12 +26,36 @@ def test_four_facts_say_what_was_kept_reached_gained_and_paid(synthetic: ModuleT
     assert list(found) == ["Kept", "Loss", "Gained", "Cost"]
     assert found["Kept"][0] == "6 of 8 layers"
     assert found["Loss"] == (
-        *("2.093", "nats per token; reference 2.100", "difference −0.007 ± 0.004, paired"),
+        *("2.093", "nats per token; reference 2.100"),
+        "difference −0.007 ± 0.004, window by window",
     )
     assert found["Gained"] == (
         *("26% smaller", "speed was not measured", "0.822 nats better than scratch"),
     )
     assert found["Cost"][:2] == ("2M tokens", "all 2 rounds, 2 min 25 s")
+
+
+def test_the_layers_that_were_left_out_are_named(synthetic: ModuleType) -> None:
+    def named(record: dict[str, Any]) -> str:
+        return next(fact for fact in facts(typed(record)) if fact.title == "Kept").details[0]
+
+    record = synthetic.record()
+    assert named(record).endswith("parameters")  # not known
+    target = {"name": "inherit", "layers": 6}
+    record["selection"] = {
+        "inherited": [
+            {"name": "last", "layers": 6, "kept": [2, 3, 4, 5, 6, 7]},
+            target | {"kept": [0, 1, 4, 5, 6, 7]},
+        ]
+    }
+    assert named(record) == "without layers 2-3 (counted from 0)"  # by an older version
+    record["rounds"][-1] |= target | {"kept": [0, 2, 3, 4, 6, 7]}
+    assert named(record) == "without layers 1, 5 (counted from 0)"
+    record["reference"]["layers"] = 30
+    record["rounds"][-1]["kept"] = [*range(0, 30, 2)]
+    assert named(record) == "without layers 1, 3, 5, 7, 9, 11, … (counted from 0)"
+    record["rounds"][-1]["kept"] = [*range(30)]
+    assert named(record).endswith("parameters")
 
 
 def test_a_speed_that_is_still_to_be_measured_is_not_called_missing(synthetic: ModuleType) -> None:
@@ -67,7 +92,9 @@ def test_the_gain_is_in_speed_where_that_was_measured(synthetic: ModuleType) -> 
     record = synthetic.record(gains={"models": models})
     gained = next(fact for fact in facts(typed(record)) if fact.title == "Gained")
     assert gained.value == "1.30× as fast"
-    assert gained.details[:2] == ["75% of the bytes on disk", "50% of the memory"]
+    assert gained.details[:3] == [
+        *("at generating text", "75% of the bytes on disk", "50% of the memory"),
+    ]
 
 
 def test_each_check_is_a_tick_or_a_cross_with_one_phrase(synthetic: ModuleType) -> None:

@@ -17,8 +17,9 @@ def test_matched_names_loss_difference_rounds_and_share_of_all_rounds(
 ) -> None:
     assert verdict(typed(synthetic.record())) == (
         "Matched: the target with 6 of 8 layers reaches a validation loss of 2.093 against the "
-        "reference's 2.100, a difference of −0.007 ± 0.004 nats (paired standard error); it took "
-        "2M training tokens in 2 rounds together, 6.7% of the 30M the reference was trained on."
+        "reference's 2.100, a difference of −0.007 ± 0.004 nats (standard error, window by "
+        "window); it took 2M training tokens in 2 rounds together, 6.7% of the 30M the reference "
+        "was trained on."
     )
 
 
@@ -28,7 +29,8 @@ def test_a_verdict_says_what_was_gained_where_it_was_measured(synthetic: ModuleT
         {"name": "target", "disk_bytes": 77, "decode": {"median": 13.1}},
     ]
     said = verdict(typed(synthetic.record(gains={"models": models})))
-    assert "(paired standard error); 1.31× as fast, 23% smaller; it took 2M training" in said
+    gained = "1.31× as fast at generating text, 23% smaller; it took 2M training"
+    assert f"(standard error, window by window); {gained}" in said
 
 
 def test_cost_counts_every_round_and_never_only_the_last(synthetic: ModuleType) -> None:
@@ -42,8 +44,9 @@ def test_matched_within_noise_says_that_it_is_worse(synthetic: ModuleType) -> No
     record["result"] |= {"outcome": "matched_within_noise", "val_loss": 2.107}
     record["rounds"][1] |= {"val_loss": 2.107, "difference": 0.0066}
     assert verdict(typed(record)).startswith("Matched within noise: ")
-    assert "+0.007 ± 0.004 nats (paired standard error), worse by no more than two" in verdict(
-        typed(record)
+    assert (
+        "+0.007 ± 0.004 nats (standard error, window by window), worse by no more than two"
+        in verdict(typed(record))
     )
 
 
@@ -80,9 +83,9 @@ def test_a_run_that_asks_for_no_match_says_how_much_is_back(synthetic: ModuleTyp
     assert tone(typed(record)) == "recovered"
     assert verdict(typed(record)) == (
         "85% back: of what cutting to 6 of 8 layers lost, 85% is back (validation loss 4.100 cut, "
-        "2.400 now, 2.100 of the reference: +0.300 ± 0.004 nats, paired standard error); 1.31× as "
-        "fast, 23% smaller; it took 1M training tokens in 1 round, 3.3% of the 30M the reference "
-        "was trained on."
+        "2.400 now, 2.100 of the reference: +0.300 ± 0.004 nats, standard error window by window); "
+        "1.31× as fast at generating text, 23% smaller; it took 1M training tokens in 1 round, "
+        "3.3% of the 30M the reference was trained on."
     )
     assert any("it does not match the reference loss" in said for said in remarks(typed(record)))
 
@@ -91,7 +94,7 @@ def test_without_measured_gains_the_size_is_that_of_the_parameters(synthetic: Mo
     record = _one_size(synthetic)
     del record["rounds"][0]["repair"]  # then its start is the cut
     assert "73% is back (validation loss 3.200 cut, 2.400 now, 2.100 of" in verdict(typed(record))
-    assert "standard error); 26% smaller; it took" in verdict(typed(record))
+    assert "window by window); 26% smaller; it took" in verdict(typed(record))
     record["rounds"][0]["difference_se"] = None  # of a single window
     assert "of the reference: +0.300 nats); 26% smaller" in verdict(typed(record))
 
@@ -254,9 +257,9 @@ def test_the_verdict_names_the_reference_trained_on_the_same_tokens(synthetic: M
     paired = {"difference": 0.0431, "difference_se": 0.0021}
     record = typed(_with_trained_reference(synthetic, 2.05, **paired))
     assert (
-        "(paired standard error); the reference itself, trained on the same tokens (whole), "
-        "reaches 2.050, and the target is +0.043 ± 0.002 from that; it took 2M training tokens"
-        in verdict(record)
+        "(standard error, window by window); the reference itself, trained on the same tokens "
+        "(whole), reaches 2.050, and the target is +0.043 ± 0.002 from that; it took 2M training "
+        "tokens" in verdict(record)
     )
     assert any("has learnt this text" in said for said in remarks(record))
 

@@ -76,6 +76,7 @@ def test_a_run_has_the_losses_of_cut_and_repaired_cut_for_no_token(finished):
     assert target["made_of"] == "the first 2 layers of the reference; repaired: sequential"
     last = next(row for row in record["variants"] if row["name"] == "last")
     assert last["repair"]["tokens"] == 320
+    assert (target["kept"], last["kept"]) == ([0, 1], [2, 3])
 
 
 def test_the_repair_is_an_entry_of_the_ledger(finished):

@@ -70,6 +70,9 @@ def gains_sentence(gains: GainsRecord) -> str:
     return f"Target against reference: {', '.join(parts)}." if parts else ""
 
 
+AT = "at generating text"  # what a speed is measured at
+
+
 def gain_ratios(gains: GainsRecord) -> list[tuple[str, float]]:
     """List what is compared, and the last model's value over the first's, where both are known."""
     if len(gains.models) < 2:
@@ -93,7 +96,7 @@ def gained_words(record: RunRecord) -> list[str]:
     params, reference_params = record.target.params, record.reference.params
     if size is None and params and reference_params:
         size = params / reference_params
-    words = [] if speed is None else [f"{speed:.2f}× as fast"]
+    words = [] if speed is None else [f"{speed:.2f}× as fast {AT}"]
     if size is None or size == 1:
         return words
     return [*words, f"{percent(abs(1 - size))} {'smaller' if size < 1 else 'larger'}"]

@@ -24,6 +24,9 @@ from inheritune.reporting.training_tables import curves_table
 from inheritune.run_record.record import RunRecord
 
 GREY = "Grey: the other variants. "  # the caption begins with it where there are any
+# Where target and reference take less of the height than this, they have a chart of their own.
+_FLAT = 0.25
+_MAX_NAMED = 6  # variants that a caption names
 _MAX_TABLE_ROWS = 300  # of a chart's data table, all trainings together
 
 
@@ -61,6 +64,36 @@ def loss_charts(record: RunRecord, curves: Sequence[Curve]) -> list[Chart]:
             )
         )
     return charts
+
+
+def near_loss_chart(record: RunRecord, curves: Sequence[Curve]) -> Chart | None:
+    """Draw val_loss in the range of target and reference, where other variants flatten them.
+
+    Returns:
+        None where the chart of all variants shows the two well enough.
+    """
+    lines, level = val_lines(record, curves), record.reference_loss
+    target = [line for line in lines if line.is_target]
+    if level is None or not target:
+        return None
+    levels = [(f"reference  {loss(level)}", level)]
+    low, high = _MEASURE.domain(target, levels)
+    top = high + (high - low)
+    far = [line for line in lines if min(_frame(line)) > top]
+    bottom, ceiling = _MEASURE.domain(lines, levels)
+    if not far or high - low > _FLAT * (ceiling - bottom):
+        return None
+    near = [line for line in lines if line not in far]
+    above = ", ".join(f"{line.name} ({loss(value_of(line.last))})" for line in far[:_MAX_NAMED])
+    more = f" and {len(far) - _MAX_NAMED} more" if len(far) > _MAX_NAMED else ""
+    chart = val_loss_chart(near, levels, events_of(curves), planned_end(record, curves))
+    return replace(
+        chart,
+        name="val-loss-near",
+        title="Validation loss near the reference",
+        caption=f"The same losses, enlarged. Above this frame: {above}{more}. {chart.caption}",
+        alt=_alt("Line chart of validation loss near the reference's.", near, levels, "before"),
+    )
 
 
 def val_loss_chart(
@@ -121,14 +154,16 @@ def _caption(lines: Sequence[Line], levels: Sequence[tuple[str, float]], events:
     return " ".join(parts)
 
 
-def _alt(kind: str, lines: Sequence[Line], levels: Sequence[tuple[str, float]]) -> str:
+def _alt(
+    kind: str, lines: Sequence[Line], levels: Sequence[tuple[str, float]], place: str = "below"
+) -> str:
     ends = [
         f"{line.name} ends at {loss(line.last['value'])} after {amount(line.last['tokens'])} tokens"
         for line in lines
     ]
     values = " and ".join(loss(level) for _, level in levels)
     rule = f" The reference loss is drawn at {values}." if levels else ""
-    return f"{kind} {'; '.join(ends[:12])}.{rule} The figures are in the table below the chart."
+    return f"{kind} {'; '.join(ends[:12])}.{rule} The figures are in the table {place} the chart."
 
 
 def _data_table(curves: Sequence[Curve]) -> tuple[Table, str]:

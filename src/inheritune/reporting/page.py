@@ -18,7 +18,7 @@ from inheritune.reporting.dot_plot import dot_plot
 from inheritune.reporting.embed import presentable, shortened
 from inheritune.reporting.family_charts import family_section
 from inheritune.reporting.gains_table import gains_section
-from inheritune.reporting.loss_charts import loss_charts
+from inheritune.reporting.loss_charts import loss_charts, near_loss_chart
 from inheritune.reporting.progress import stage_states, trainings_in_progress
 from inheritune.reporting.provenance import facts_of_data, overlap, provenance, recipe, settings
 from inheritune.reporting.run_tables import (
@@ -75,9 +75,10 @@ class RunReport:
 
     @cached_property
     def result_charts(self) -> list[Chart]:
-        """The dot plot of the variants, where there are enough, and the chart of their losses."""
-        dots = dot_plot(self.record)
-        return [*([dots] if dots else []), *self._loss_charts[:1]]
+        """The dot plot of the variants, where there are enough, and the charts of their losses."""
+        dots, near = dot_plot(self.record), near_loss_chart(self.record, self.curves)
+        found = [dots, *self._loss_charts[:1], near]
+        return [chart for chart in found if chart is not None]
 
     @cached_property
     def training_charts(self) -> list[Chart]:

@@ -24,6 +24,8 @@ class Line:
     # Unsmoothed rows behind the line, by part; empty where the line is not smoothed.
     raw: list[list[Row]] = field(default_factory=list)
 
+    is_target: bool = False
+
     @property
     def rows(self) -> list[Row]:
         """All rows of the line, without the raw ones."""
@@ -179,7 +181,7 @@ def _by_variant(
             continue
         behind = [] if raw is None else [part for curve in of_variant if (part := raw(curve))]
         label = f"{name[:60]} (target)" if name == record.target_name else name[:60]
-        lines.append(Line(label, styles[name], parts, behind))
+        lines.append(Line(label, styles[name], parts, behind, name == record.target_name))
     return lines
 
 

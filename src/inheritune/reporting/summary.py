@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from inheritune.model_files.layers import ranges
 from inheritune.reporting.curves import Curve
-from inheritune.reporting.gains_table import gain_ratios, gained_words
+from inheritune.reporting.gains_table import AT, gain_ratios, gained_words
 from inheritune.reporting.quantities import amount, duration, loss, percent, signed
 from inheritune.run_record.record import RunRecord
 from inheritune.run_record.trainings import GAINS_STAGE
 
 _MAX_PROBLEMS = 20
+_MAX_RANGES = 6  # of layers that are left out
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,26 @@ def _kept(record: RunRecord) -> Fact | None:
     if params and reference_params:
         details.append(f"{amount(params)} of {amount(reference_params)} parameters")
         details.append(f"{percent(params / reference_params)} of the reference")
+    if total and (left_out := _left_out(record, int(total))):
+        details.insert(0, left_out)
     value = f"{layers:.0f} of {total:.0f} layers" if total else f"{layers:.0f} layers"
     return Fact("Kept", value, details)
+
+
+def _left_out(record: RunRecord, total: int) -> str:
+    """Name the layers that the target does not have; empty where that is not known."""
+    target, selection = record.target, record.selection
+    # Older runs say it of layers that were chosen by scores.
+    chosen = [] if selection is None else selection.inherited
+    of_target = record.target_name, target.layers
+    older = (row.kept for row in chosen if (row.name, row.layers) == of_target)
+    kept = target.kept or next(older, [])
+    missing_layers = sorted({*range(total)} - {int(layer) for layer in kept})
+    if not kept or not missing_layers:
+        return ""
+    names = ranges(missing_layers)
+    listed = ", ".join(names[:_MAX_RANGES]) + (", …" if len(names) > _MAX_RANGES else "")
+    return f"without layer{'s' * (len(missing_layers) > 1)} {listed} (counted from 0)"
 
 
 def _loss(record: RunRecord) -> Fact | None:
@@ -72,7 +92,7 @@ def _loss(record: RunRecord) -> Fact | None:
     details = [f"nats per token; reference {loss(reference_loss)}"]
     if target.difference is not None:
         noise = "" if target.difference_se is None else f" ± {loss(target.difference_se)}"
-        details.append(f"difference {signed(target.difference)}{noise}, paired")
+        details.append(f"difference {signed(target.difference)}{noise}, window by window")
     return Fact("Loss", loss(reached), details)
 
 
@@ -83,7 +103,10 @@ def _gained(record: RunRecord) -> Fact | None:
         return None
     ratios = [] if record.gains is None else gain_ratios(record.gains)
     details = [f"{percent(ratio)} {what}" for what, ratio in ratios if what.startswith("of")]
-    if not words[0].endswith("fast"):
+    value = words[0].removesuffix(f" {AT}")
+    if value != words[0]:
+        details.insert(0, AT)
+    else:
         is_to_come = record.status == "running" and any(
             stage.name == GAINS_STAGE and stage.seconds is None for stage in record.stages
         )
@@ -93,7 +116,7 @@ def _gained(record: RunRecord) -> Fact | None:
         side = "better" if scratch >= reached else "worse"
         spent = "" if record.scratch else " of equal compute"
         details.append(f"{abs(scratch - reached):.3f} nats {side} than scratch{spent}")
-    return Fact("Gained", words[0], details)
+    return Fact("Gained", value, details)
 
 
 def _cost(record: RunRecord) -> Fact | None:
@@ -109,5 +132,5 @@ def _cost(record: RunRecord) -> Fact | None:
         details.append(f"{percent(cost.flops / reference.flops)} of the reference's FLOPs")
     tokens = sum(entry.tokens or 0 for entry in record.paid_entries)
     if tokens > cost.tokens:
-        details.append(f"{amount(tokens)} tokens with controls")
+        details.append(f"{amount(tokens)} tokens with controls, trained to compare")
     return Fact("Cost", f"{amount(cost.tokens)} tokens", details)

@@ -102,7 +102,7 @@ def _recovery(record: RunRecord) -> str:
     difference, error = record.target.difference, record.target.difference_se
     apart = "" if difference is None else f": {signed(difference)} nats"
     if apart and error is not None:
-        apart = f": {signed(difference)} ± {error:.3f} nats, paired standard error"
+        apart = f": {signed(difference)} ± {error:.3f} nats, standard error window by window"
     losses = (
         f"validation loss {loss(record.cut_loss)} cut, {loss(record.target_loss)} now, "
         f"{loss(record.reference_loss)} of the reference{apart}"
@@ -125,7 +125,7 @@ def _finding(record: RunRecord) -> str:
         return f"{sentence}; the reference's is not recorded"
     size_of_difference = signed(difference)
     if error is not None:
-        size_of_difference += f" ± {error:.3f} nats (paired standard error)"
+        size_of_difference += f" ± {error:.3f} nats (standard error, window by window)"
     sentence += (
         f" against the reference's {loss(reference_loss)}, a difference of {size_of_difference}"
     )

@@ -91,6 +91,7 @@ class TrainedModel(Part):
     start: Text = key("initial weights: `inherit`, `fresh`, `grown`, `stacking`, `trained`")
     made_of: Text = key("more about the initial weights, where `start` does not say it all")
     layers: Number = key("number of layers")
+    kept: Numbers = items("the reference's layers that it has, where it inherited whole ones")
     params: Number = key("parameters; tied weights count once")
     tokens: Number = key("training tokens, repeats counted")
     first_sample: Number = key("above 0: it continued from a smaller model that was trained here")

@@ -209,6 +209,7 @@ def _measured(
         made_of=_made_of(trained, own, larger),
         dtype=published_dtype(job.recipe, reference.model),
         seed=trained.seed,
+        kept=list(larger),
     )
     shutil.rmtree(folder, ignore_errors=True)
     write_patched(job, trained, result, reference)

@@ -71,6 +71,8 @@ class TrainingResult:
     # Of a repaired start: method, tokens, the cut's val_loss before the repair, FLOPs and seconds;
     # under "shared", what was made for another training, whose FLOPs are not among these
     repair: dict[str, Any] | None = None
+    # Layers of the reference that it has; None: it inherited none, or an older version made it
+    kept: list[int] | None = None
 
     @property
     def is_patched(self) -> bool:
@@ -241,6 +243,7 @@ def make_result(
         bytes=sum(t.size for t in open_model(str(task.model_dir)).tensors.values()),
         fp32_val_loss=measurement.fp32_val_loss,
         repair=repair,
+        kept=list(task.spec.layer_map) if task.spec.start in ("inherit", "grown") else None,
     )
     if reference_windows is None:
         processes = {"processes": loop_result.settings.processes}
