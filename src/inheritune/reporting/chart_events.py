@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from inheritune.reporting.curves import Row
+from inheritune.reporting.section import category, layer, number
 from inheritune.reporting.series import Axis, on_axes
 from inheritune.reporting.styles import REFERENCE
 
@@ -11,12 +12,11 @@ _LABEL_ROOM = 0.05  # share of the axis that a number of layers takes
 
 
 def round_marks(
-    alt: Any,
     rounds: Sequence[tuple[Row, int | None]],
     top: dict[str, float],
     axes: Sequence[Axis],
     end: float,
-) -> list[Any]:
+) -> list[dict[str, Any]]:
     """Mark where each round of the target begins, with its layers.
 
     Args:
@@ -30,22 +30,16 @@ def round_marks(
     rules = [mark for mark in marks if mark["tokens"]]
     if not rules:
         return []
-    layers = [
-        alt.Chart(alt.Data(values=rules))
-        .mark_rule(strokeDash=[1, 4], strokeWidth=1.5)
-        .encode(x=alt.X("tokens:Q"))
-    ]
+    rule = {"type": "rule", "strokeDash": [1, 4], "strokeWidth": 1.5}
+    layers = [layer(None, rules, rule, x=number("tokens"))]
     if end:
         (key,) = top
-        text: dict[str, Any] = {"y": alt.Y(f"{key}:Q"), "text": alt.Text("label:N")}
-        above: dict[str, Any] = {"baseline": "bottom", "dy": -6}
+        text = {"y": number(key), "text": category("label")}
+        above: dict[str, Any] = {"type": "text", "baseline": "bottom", "dy": -6}
+        title, left = [top | {"label": "layers"}], above | {"align": "right", "dx": -10}
         layers += [
-            alt.Chart(alt.Data(values=[top | {"label": "layers"}]), name="rounds title")
-            .mark_text(align="right", dx=-10, **above)
-            .encode(x=alt.value(0), **text),
-            alt.Chart(alt.Data(values=_apart(marks, end)), name="rounds")
-            .mark_text(**above)
-            .encode(x=alt.X("tokens:Q"), **text),
+            layer("rounds title", title, left, x={"value": 0}, **text),
+            layer("rounds", _apart(marks, end), above, x=number("tokens"), **text),
         ]
     return layers
 
@@ -60,24 +54,24 @@ def _apart(marks: Sequence[dict[str, Any]], end: float) -> list[dict[str, Any]]:
 
 
 def restart_marks(
-    alt: Any, restarts: Sequence[Row], bottom: dict[str, float], axes: Sequence[Axis]
-) -> list[Any]:
+    restarts: Sequence[Row], bottom: dict[str, float], axes: Sequence[Axis]
+) -> list[dict[str, Any]]:
     """Mark on the axis where trainings were continued from a checkpoint."""
     if not restarts:
         return []
     values = [on_axes(row, axes) | bottom | {"label": "continued here"} for row in restarts]
-    marks = alt.Chart(alt.Data(values=values), name="restarts").mark_point(
-        shape="triangle-up", size=60, filled=True, opacity=1, color="#7b8088", dy=-5
-    )
-    tooltip = [alt.Tooltip("label:N", title="training")]
+    mark = {"type": "point", "shape": "triangle-up", "size": 60, "filled": True, "opacity": 1}
+    mark |= {"color": "#7b8088", "dy": -5}
     (key,) = bottom
-    return [marks.encode(x=alt.X("tokens:Q"), y=alt.Y(f"{key}:Q"), tooltip=tooltip)]
+    tooltip = [category("label", title="training")]
+    at = {"x": number("tokens"), "y": number(key)}
+    return [layer("restarts", values, mark, **at, tooltip=tooltip)]
 
 
-def level_marks(alt: Any, levels: Sequence[tuple[str, float]], key: str) -> list[Any]:
+def level_marks(levels: Sequence[tuple[str, float]], key: str) -> list[dict[str, Any]]:
     """Draw a horizontal line at each level."""
     if not levels:
         return []
-    base = alt.Chart(alt.Data(values=[{key: level} for _, level in levels]), name="levels")
-    rule = base.mark_rule(strokeDash=REFERENCE.dash, strokeWidth=1.5, color=REFERENCE.color)
-    return [rule.encode(y=alt.Y(f"{key}:Q"))]
+    rows = [{key: level} for _, level in levels]
+    rule = {"type": "rule", "strokeDash": REFERENCE.dash, "strokeWidth": 1.5}
+    return [layer("levels", rows, rule | {"color": REFERENCE.color}, y=number(key))]

@@ -7,7 +7,7 @@ from typing import Any
 from inheritune.reporting.chart_events import level_marks, restart_marks, round_marks
 from inheritune.reporting.curves import Row, thin
 from inheritune.reporting.quantities import Formatter
-from inheritune.reporting.section import CHART_HEIGHT, finished_spec
+from inheritune.reporting.section import CHART_HEIGHT, category, layer, layered_spec, number
 from inheritune.reporting.series import (
     NO_EVENTS,
     Axis,
@@ -72,49 +72,40 @@ def line_chart(
         The Vega-Lite description; its ``usermeta`` holds what the page's script needs to change
         axes, to name lines and to hide them.
     """
-    import altair as alt
-
     # --- data and axes ---
     axes = axes_of(lines)[: 1 if log else None]
     domain = measure.domain(lines, levels)
     data, raw, markers = _data(lines, measure, axes, log, domain[1])
     tokens = [row["tokens"] for rows in data for row in rows]
-    x = _x(alt, axes[0], [*tokens, *([int(planned)] if planned else [])], log)
-    ticks: dict[str, Any] = {"labelExpr": measure.label_expr} if measure.label_expr else {}
-    y = alt.Y(
-        f"{measure.key}:Q",
-        scale=alt.Scale(domain=list(domain), zero=False, nice=False),
-        axis=alt.Axis(title=measure.title, tickCount=6, **ticks),
+    x = _x(axes[0], [*tokens, *([int(planned)] if planned else [])], log)
+    ticks = {"labelExpr": measure.label_expr} if measure.label_expr else {}
+    y = number(
+        measure.key,
+        scale={"domain": list(domain), "zero": False, "nice": False},
+        axis={"title": measure.title, "tickCount": 6, **ticks},
     )
 
     # --- layers, from back to front: raw values, lines, markers, events, levels, names ---
     bottom, top = ({measure.key: value} for value in domain)
     meta = _choices(lines, axes, measure, levels, any(raw)) | {"planned": {"tokens": planned}}
     labels = _labels(meta["lines"], levels, measure, domain, planned)
-    at: dict[str, Any] = {"x": alt.X("tokens:Q"), "y": alt.Y(f"{measure.key}:Q")}
-    text = alt.Chart(alt.Data(values=labels)).encode(**at, text=alt.Text("label:N"))
-    # What a mark shows is in its row, so that the page's script can change it. Channels are made
-    # here: altair takes ten times as long to make them from names.
-    look = {
-        "color": alt.Color("color", type="nominal", scale=None),
-        "shape": alt.Shape("shape", type="nominal", scale=None),
-    }
-    spec = finished_spec(
-        alt.layer(
-            *_strokes(alt, "raw", raw, lines, x, y),
-            *_strokes(alt, "line", data, lines, x, y),
-            alt.Chart(alt.Data(values=markers), name="markers")
-            .mark_point(size=54, filled=True, opacity=1, clip=True)
-            .encode(x=x, y=y, **look),
-            *round_marks(alt, events.rounds, top, axes, 0 if log else max([planned, *tokens])),
-            *restart_marks(alt, events.restarts, bottom, axes),
-            *level_marks(alt, levels, measure.key),
-            text.mark_text(style="halo", **BESIDE).properties(name="labels halo"),
-            text.mark_text(**BESIDE).properties(name="labels text"),
-            alt.Chart(alt.Data(values=labels), name="labels marks")
-            .mark_point(size=54, filled=True, opacity=1, xOffset=10)
-            .encode(**at, **look),
-        )
+    at = {"x": number("tokens"), "y": number(measure.key)}
+    # What a mark shows is in its row, so that the page's script can change it.
+    look = {"color": category("color", scale=None), "shape": category("shape", scale=None)}
+    point = {"type": "point", "size": 54, "filled": True, "opacity": 1}
+    text, label = {"type": "text", **BESIDE}, {**at, "text": category("label")}
+    spec = layered_spec(
+        [
+            *_strokes("raw", raw, lines, x, y),
+            *_strokes("line", data, lines, x, y),
+            layer("markers", markers, point | {"clip": True}, x=x, y=y, **look),
+            *round_marks(events.rounds, top, axes, 0 if log else max([planned, *tokens])),
+            *restart_marks(events.restarts, bottom, axes),
+            *level_marks(levels, measure.key),
+            layer("labels halo", labels, text | {"style": "halo"}, **label),
+            layer("labels text", labels, text, **label),
+            layer("labels marks", labels, point | {"xOffset": 10}, **at, **look),
+        ]
     )
     spec["usermeta"] = meta
     return spec
@@ -221,16 +212,16 @@ def _lifted(heights: Sequence[float], gap: float, low: float, high: float) -> li
     return [placed[order.index(index)] for index in range(len(heights))]
 
 
-def _x(alt: Any, axis: Axis, tokens: Sequence[int], log: bool) -> Any:
+def _x(axis: Axis, tokens: Sequence[int], log: bool) -> dict[str, Any]:
     first, last = min(tokens, default=0), max(tokens, default=0)
     title, ticks, domain = axis.title, {}, [0, 1.02 * last or 1]
     if log:
         title, domain = f"{title} (logarithmic)", [0.85 * first, 1.15 * last]
         ticks["values"] = _log_ticks(*domain)  # Vega would set too many
-    scale = alt.Scale(type="log" if log else "linear", domain=domain, nice=False)
+    scale = {"type": "log" if log else "linear", "domain": domain, "nice": False}
     shown = {"title": title, "labelExpr": axis.label_expr, "tickCount": 6, "labelOverlap": True}
     # No fractions of a token: a tick of 0.2 would read "200m".
-    return alt.X(f"{axis.key}:Q", scale=scale, axis=alt.Axis(**shown, tickMinStep=1, **ticks))
+    return number(axis.key, scale=scale, axis={**shown, "tickMinStep": 1, **ticks})
 
 
 def _log_ticks(low: float, high: float) -> list[int]:
@@ -244,13 +235,12 @@ def _log_ticks(low: float, high: float) -> list[int]:
 
 
 def _strokes(
-    alt: Any,
     kind: str,
     data: Sequence[Sequence[Mapping[str, Any]]],
     lines: Sequence[Line],
-    x: Any,
-    y: Any,
-) -> list[Any]:
+    x: Mapping[str, Any],
+    y: Mapping[str, Any],
+) -> list[dict[str, Any]]:
     """Draw a layer per line, muted ones first; the page's script finds it by its name."""
     strokes = []
     for muted in (True, False):
@@ -263,10 +253,8 @@ def _strokes(
                 look |= {"strokeWidth": 1, "opacity": 0.35, "strokeDash": [1, 0]}
             elif muted:
                 look = {"color": MUTED, "strokeWidth": 1, "opacity": 0.6}
-            layer = alt.Chart(alt.Data(values=rows), name=f"{kind} {index}")
-            strokes.append(
-                layer.mark_line(clip=True, **look).encode(x=x, y=y, detail=alt.Detail("part:N"))
-            )
+            mark = {"type": "line", "clip": True, **look}
+            strokes.append(layer(f"{kind} {index}", rows, mark, x=x, y=y, detail=category("part")))
     return strokes
 
 

@@ -1,12 +1,13 @@
 """Define what a section of the page consists of: text, charts and tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from inheritune.reporting.table import Table
 
 CHART_HEIGHT = 340  # pixels
+_FITTED = {"type": "fit-x", "contains": "padding"}
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,41 @@ class PageSection:
     folded: bool = False  # stands below the results, and is opened by its reader
 
 
+def layer(
+    name: str | None,
+    rows: Sequence[Mapping[str, Any]],
+    mark: Mapping[str, Any],
+    **channels: Any,
+) -> dict[str, Any]:
+    """Describe a layer of a Vega-Lite chart: how the rows look, and which field goes where."""
+    found = {"data": {"values": rows}, "mark": mark, "encoding": channels}
+    return found | ({"name": name} if name else {})
+
+
+def number(field: str, **more: Any) -> dict[str, Any]:
+    """Describe a channel that shows a number."""
+    return {"field": field, "type": "quantitative", **more}
+
+
+def category(field: str, **more: Any) -> dict[str, Any]:
+    """Describe a channel that shows a name."""
+    return {"field": field, "type": "nominal", **more}
+
+
+def layered_spec(layers: Sequence[dict[str, Any]], height: int = CHART_HEIGHT) -> dict[str, Any]:
+    """Describe a chart of layers, from back to front, that is as wide as its place."""
+    import altair
+
+    place = {"height": height, "width": "container", "$schema": altair.SCHEMA_URL}
+    return {"layer": list(layers), **place, "autosize": dict(_FITTED)}
+
+
 def finished_spec(chart: Any, height: int = CHART_HEIGHT) -> dict[str, Any]:
     """Turn an Altair chart into a Vega-Lite description that is as wide as its place."""
     # Checking every row of the data against the schema takes longer than all the rest.
     spec: dict[str, Any] = chart.properties(width="container", height=height).to_dict(
         validate=False
     )
-    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    spec["autosize"] = dict(_FITTED)
     spec.pop("config", None)  # the page chooses light or dark
     return spec
