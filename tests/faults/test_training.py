@@ -45,7 +45,8 @@ from inheritune.errors import (
 from inheritune.evaluation.val_loss import measure_val_loss
 from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
-from inheritune.run.execute import execute, train_only
+from inheritune.run.execute import execute
+from inheritune.run.one_step import train_only
 from inheritune.run_directory import Run
 from inheritune.system.files import sweep_directory
 from inheritune.system.progress import Progress

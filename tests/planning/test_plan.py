@@ -23,7 +23,8 @@ from inheritune.planning.candidates import (
 )
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.load import RecipeFile
-from inheritune.run.execute import execute, prepare_only
+from inheritune.run.execute import execute
+from inheritune.run.one_step import prepare_only
 from inheritune.run_directory import Run
 from inheritune.steps.reference_store import open_pinned, pinned_commit
 from inheritune.system.devices import DEVICES, Speed

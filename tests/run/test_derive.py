@@ -17,8 +17,8 @@ from inheritune.reporting.provenance import provenance
 from inheritune.reporting.verdict import verdict
 from inheritune.run.derive import judge
 from inheritune.run.execute import execute as execute_recipe
-from inheritune.run.execute import prepare_one_worker, prepare_only, train_only
 from inheritune.run.listing import list_runs
+from inheritune.run.one_step import prepare_one_worker, prepare_only, train_only
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RunRecord
 from inheritune.steps.result import TrainingResult

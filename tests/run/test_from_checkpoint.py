@@ -19,7 +19,8 @@ from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import CheckpointError, Interrupted, RecipeError
 from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
-from inheritune.run.execute import execute, train_only
+from inheritune.run.execute import execute
+from inheritune.run.one_step import train_only
 from inheritune.run.pretraining import plan_pretraining, pretrain
 from inheritune.run_directory import Run
 from inheritune.system.progress import Progress, silent

@@ -14,7 +14,8 @@ from inheritune.data.tokens import open_tokens
 from inheritune.errors import Interrupted, RecipeError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
 from inheritune.planning.recipe_plan import plan_recipe
-from inheritune.run.execute import execute, train_only
+from inheritune.run.execute import execute
+from inheritune.run.one_step import train_only
 from inheritune.run_directory import Run
 from inheritune.steps.growth import Growth
 from inheritune.steps.training_spec import inherited_layers

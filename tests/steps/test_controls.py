@@ -21,7 +21,8 @@ from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.variants import Parts
 from inheritune.reporting.run_tables import ledger_table, variants_table
-from inheritune.run.execute import execute, train_only
+from inheritune.run.execute import execute
+from inheritune.run.one_step import train_only
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RunRecord
 from inheritune.steps.initial_weights import write_start

@@ -20,7 +20,8 @@ from inheritune.recipe.load import RecipeFile
 from inheritune.reporting.curves import read_curves
 from inheritune.reporting.task_tables import published_table
 from inheritune.reporting.training_tables import reach_table
-from inheritune.run.execute import execute, train_only
+from inheritune.run.execute import execute
+from inheritune.run.one_step import train_only
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RunRecord
 from inheritune.steps.seeds import repeat_specs

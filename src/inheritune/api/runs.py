@@ -101,7 +101,7 @@ def prepare_recipe(
         DataError: The text is missing, broken or too short.
     """
     from inheritune.recipe.sections import recipe_with
-    from inheritune.run.execute import prepare_only
+    from inheritune.run.one_step import prepare_only
 
     with call(progress) as on_progress:
         recipe_file = recipe_with(recipe, sections)
@@ -137,7 +137,7 @@ def prepare_parts(
     """
     from inheritune.data.token_parts import Worker
     from inheritune.recipe.sections import recipe_with
-    from inheritune.run.execute import prepare_one_worker
+    from inheritune.run.one_step import prepare_one_worker
 
     with call(progress) as on_progress:
         recipe_file = recipe_with(recipe, sections)
@@ -173,7 +173,7 @@ def train_variant(
         Interrupted: Stopped by Ctrl-C or SIGTERM; the same call continues.
     """
     from inheritune.recipe.sections import recipe_with
-    from inheritune.run.execute import train_only
+    from inheritune.run.one_step import train_only
 
     with call(progress) as on_progress:
         recipe_file = recipe_with(recipe, sections)
