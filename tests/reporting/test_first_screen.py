@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from inheritune.reporting.remarks import remarks
 from inheritune.reporting.run_tables import leading_rows, variants_table
 from inheritune.reporting.summary import facts, missing
 from inheritune.reporting.trust import checks
 from inheritune.reporting.usage import usage
-from inheritune.reporting.verdict import remarks
 from inheritune.run_record.record import RunRecord
 
 typed = RunRecord.model_validate

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from inheritune.reporting.remarks import remarks
 from inheritune.reporting.trust import checks
-from inheritune.reporting.verdict import headline, remarks, tone, verdict
+from inheritune.reporting.verdict import headline, tone, verdict
 from inheritune.run_record.record import RunRecord
 
 typed = RunRecord.model_validate

@@ -8,8 +8,8 @@ from tiny_recipe import as_file, recipe_of
 from inheritune.cli.plan_text import recipe_notes
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.schema import Recipe
+from inheritune.reporting.remarks import remarks
 from inheritune.reporting.run_tables import ledger_table
-from inheritune.reporting.verdict import remarks
 from inheritune.run.execute import execute
 from inheritune.run.ledger import gap_closed, trained_reference
 from inheritune.run_directory import Run

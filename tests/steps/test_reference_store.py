@@ -12,7 +12,7 @@ from tiny_recipe import as_file, recipe_of
 from inheritune.errors import DataError, Interrupted, MachineError, SourceError
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.schema import Recipe
-from inheritune.reporting.verdict import remarks
+from inheritune.reporting.remarks import remarks
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RunRecord

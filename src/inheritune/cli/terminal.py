@@ -12,7 +12,8 @@ from inheritune.run_record.record import RunRecord
 
 def show_record(console: Console, record: RunRecord) -> None:
     """Print the outcome of a finished run: verdict, table of variants, remarks, samples."""
-    from inheritune.reporting.verdict import remarks, verdict
+    from inheritune.reporting.remarks import remarks
+    from inheritune.reporting.verdict import verdict
 
     console.print()
     console.print(verdict(record), style="bold")

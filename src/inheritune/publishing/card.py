@@ -14,9 +14,10 @@ from inheritune.publishing.card_metadata import PAPER, TaskScore, metadata, task
 from inheritune.reporting.embed import presentable
 from inheritune.reporting.gains_table import gains_sentence, gains_table
 from inheritune.reporting.quantities import amount, duration, flops
+from inheritune.reporting.remarks import remarks
 from inheritune.reporting.run_tables import rounds_table, variants_table
 from inheritune.reporting.usage import as_code, code, prompt_of
-from inheritune.reporting.verdict import remarks, verdict
+from inheritune.reporting.verdict import verdict
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RunRecord, read_run_json
 from inheritune.run_record.trainings import TokenFacts

@@ -21,6 +21,7 @@ from inheritune.reporting.gains_table import gains_section
 from inheritune.reporting.loss_charts import loss_charts, near_loss_chart
 from inheritune.reporting.progress import stage_states, trainings_in_progress
 from inheritune.reporting.provenance import facts_of_data, overlap, provenance, recipe, settings
+from inheritune.reporting.remarks import remarks
 from inheritune.reporting.run_tables import (
     leading_rows,
     ledger_table,
@@ -43,7 +44,7 @@ from inheritune.reporting.training_tables import (
 from inheritune.reporting.trust import checks
 from inheritune.reporting.usage import usage
 from inheritune.reporting.vega import NARROW, png, svg
-from inheritune.reporting.verdict import headline, remarks, tone, verdict
+from inheritune.reporting.verdict import headline, tone, verdict
 from inheritune.run_directory import Run
 from inheritune.run_record.record import TRAIN, RunRecord, read_run_json
 from inheritune.system.files import make_directory, write_bytes

@@ -12,10 +12,7 @@ from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
 from inheritune.reporting.page import read_report, write_report
 from inheritune.run.derive import Outcome, derive
-from inheritune.run.record import (
-    add_section,
-    record_result,
-)
+from inheritune.run.record import add_section, record_result
 from inheritune.run.session import Start, carry_out
 from inheritune.run.stages import Stages
 from inheritune.run_directory import Run

@@ -10,10 +10,7 @@ from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import RecipeError
 from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
-from inheritune.run.record import (
-    record_worker,
-    record_workers_end,
-)
+from inheritune.run.record import record_worker, record_workers_end
 from inheritune.run.session import Start, carry_out
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RUN
