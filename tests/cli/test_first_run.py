@@ -121,7 +121,7 @@ def test_the_default_method_is_best_and_every_result_says_so(first: list[object]
     record = json.loads((run / "run.json").read_text())
     assert record["result"]["method"] == "best"
     target = record["rounds"][0]
-    assert (target["repair"]["method"], target["distill"]["alpha"]) == ("sequential", 0.0)
+    assert (target["repair"]["method"], target["distill"]["alpha"]) == ("sequential", 0.1)
     assert target["distill"]["hidden"]["loss"] == "cosine"
     for text in (ran.stdout, (run / "target" / "README.md").read_text()):
         assert "Method: best," in " ".join(text.split())
