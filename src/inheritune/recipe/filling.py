@@ -20,7 +20,7 @@ class Method:
     note: str = ""  # what a preset leaves out here of what it would have elsewhere
 
 
-# The predictions and hidden states of the reference, with a tenth of the cross-entropy (docs/log.md).
+# The reference's predictions and hidden states, with a tenth of cross-entropy.
 _KL_AND_HIDDEN = MappingProxyType({"alpha": 0.1, "hidden": {"loss": "cosine", "weight": 2.0}})
 
 # The presets of `--method`: each with what takes its place where a reference or a text forbids it,
