@@ -26,8 +26,9 @@ import transformers
 from measuring.ratios import Case, movement, page, verdict
 from measuring.roofline import Roofline, clock, layer_weights, roofline
 from measuring.table import machine, software
+from training.plain_loop import random_batches
 from training.shapes import Shape, config, without_dropout
-from training.stream import random_batches, random_stream, recipe_of
+from training.stream import random_stream, recipe_of
 
 import inheritune
 from inheritune.analysis.cut_scores import score_cuts

@@ -2,13 +2,14 @@
 
 import json
 import sys
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from training.plain_loop import plain_loop
 from training.shapes import Shape, without_dropout
-from training.stream import random_batches, random_stream, recipe_of
+from training.stream import random_stream, recipe_of
 from training.turns import Turns
 from transformers import AutoModelForCausalLM
 
@@ -25,16 +26,12 @@ def main(job: dict[str, Any]) -> None:
     model = AutoModelForCausalLM.from_config(without_dropout(shape), dtype=torch.float32)
     stream = random_stream(shape, Path(job["folder"]))
     setup = make_setup(model, recipe, settings, stream, ALONE)
-    batches = random_batches(shape, extra=1).split(shape.batch)
-    for step in count():
-        batch = batches[step % len(batches)]
+
+    def loss_of(ids: Tensor, labels: Tensor) -> Tensor:
         with setup.settings.autocast():
-            loss = setup.objective(batch[:, :-1], batch[:, 1:]) / shape.tokens
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(setup.params, recipe.clip_norm)
-        setup.optimizer.step()
-        setup.optimizer.zero_grad(set_to_none=True)
-        turns.step_done()
+            return setup.objective(ids, labels) / shape.tokens
+
+    plain_loop(turns, shape, setup.params, setup.optimizer, loss_of, recipe.clip_norm)
 
 
 if __name__ == "__main__":

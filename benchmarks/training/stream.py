@@ -4,20 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from training.plain_loop import SAMPLES
 from training.shapes import Shape
 
 from inheritune.data.shards import ShardWriter
 from inheritune.data.tokens import TokenStream
 from inheritune.recipe.training import Train
 
-_SAMPLES = 256
 _STEPS = 10**6  # more than anybody waits for
 
 
 def random_stream(shape: Shape, folder: Path) -> TokenStream:
     """As `prepare` would have left it, but of nothing."""
-    ids = np.random.default_rng(0).integers(0, shape.vocab, _SAMPLES * shape.length + 1)
+    ids = np.random.default_rng(0).integers(0, shape.vocab, SAMPLES * shape.length + 1)
     writer = ShardWriter(folder, "train", shape.vocab)
     writer.add(ids)
     return TokenStream(folder, writer.close(), shape.vocab)
@@ -34,9 +33,3 @@ def recipe_of(shape: Shape, changes: dict[str, Any], accumulate: int = 1) -> Tra
         "save_minutes": 1e6,
     }
     return Train.model_validate(fields | changes)
-
-
-def random_batches(shape: Shape, extra: int) -> torch.Tensor:
-    """(256, T + extra) int64, the same for every program that asks."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, shape.vocab, (_SAMPLES, shape.length + extra), generator=generator)

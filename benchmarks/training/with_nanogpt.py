@@ -6,12 +6,13 @@ processor has that, compiled, in a loop of the same steps: forward, backward, cl
 
 import json
 import sys
-from itertools import count
 from typing import Any
 
 import torch
+from torch import Tensor
+from training.plain_loop import plain_loop
 from training.shapes import Shape
-from training.stream import random_batches, recipe_of
+from training.stream import recipe_of
 from training.turns import Turns
 
 from inheritune.training.hardware import choose_settings
@@ -34,16 +35,12 @@ def main(job: dict[str, Any]) -> None:
     model = GPT(config)
     optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), "cpu")
     compute = torch.compile(model) if settings.compile else model
-    batches = random_batches(shape, extra=1).split(shape.batch)
-    for step in count():
-        batch = batches[step % len(batches)]
+
+    def loss_of(ids: Tensor, labels: Tensor) -> Tensor:
         with settings.autocast():
-            _, loss = compute(batch[:, :-1], batch[:, 1:].contiguous())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        turns.step_done()
+            return compute(ids, labels.contiguous())[1]  # type: ignore[no-any-return]
+
+    plain_loop(turns, shape, model.parameters(), optimizer, loss_of)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from training.device import waiting_for
+from training.plain_loop import random_batches
 from training.shapes import Shape, config, without_dropout
-from training.stream import random_batches, recipe_of
+from training.stream import recipe_of
 from training.turns import Turns
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 

@@ -11,12 +11,12 @@ no dropout, forward KL at temperature 1. `loss` of the job is one of `LOSSES`:
 import json
 import sys
 from collections.abc import Callable
-from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from training.plain_loop import plain_loop
 from training.shapes import Shape, without_dropout
 from training.turns import Turns
 from transformers import AutoModelForCausalLM
@@ -61,18 +61,12 @@ def main(job: dict[str, Any]) -> None:
     reference = AutoModelForCausalLM.from_config(without_dropout(whole), dtype=torch.bfloat16)
     reference.eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
-    generator = torch.Generator().manual_seed(0)
-    size = (64, shape.batch, shape.length + 1)
-    batches = torch.randint(0, shape.vocab, size, generator=generator)
-    for step in count():
-        batch = batches[step % len(batches)]
+
+    def loss_of(ids: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            loss = LOSSES[job["loss"]](model, reference, batch[:, :-1], batch[:, 1:])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        turns.step_done()
+            return LOSSES[job["loss"]](model, reference, ids, labels)
+
+    plain_loop(turns, shape, model.parameters(), optimizer, loss_of)
 
 
 if __name__ == "__main__":

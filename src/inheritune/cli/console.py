@@ -56,6 +56,11 @@ Sets = Annotated[
         help="Override a recipe key, such as train.learning_rate=1e-4; repeatable.",
     ),
 ]
+window_option = partial(
+    typer.Option,
+    min=2,
+    help="Tokens of each window; default: 256, or as many as the reference has positions.",
+)
 TextKeys = Annotated[
     list[str] | None,
     typer.Option(

@@ -16,6 +16,7 @@ from inheritune.cli.console import (
     reported,
     say,
     text_with,
+    window_option,
 )
 from inheritune.cli.model import ReferenceId, Revision
 from inheritune.cli.next_step import command
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from inheritune.evaluation.family import Family
     from inheritune.model_files.directory import ModelDirectory
 
-_text = partial(typer.Option, rich_help_panel="Text to choose layers by and to measure on")
+_PANEL = "Text to choose layers by and to measure on"
+_text = partial(typer.Option, rich_help_panel=_PANEL)
 
 
 def patch(
@@ -61,13 +63,7 @@ def patch(
     ] = None,
     text_keys: TextKeys = None,
     windows: Annotated[int, _text(min=1, help="Number of windows for each of the two.")] = 32,
-    tokens_per_window: Annotated[
-        int | None,
-        _text(
-            min=2,
-            help="Tokens of each window; default: 256, or as many as the reference has positions.",
-        ),
-    ] = None,
+    tokens_per_window: Annotated[int | None, window_option(rich_help_panel=_PANEL)] = None,
     seed: Annotated[int, _text(min=0, help="Seed of the choice of windows.")] = 0,
     revision: Revision = None,
     as_json: Json = False,

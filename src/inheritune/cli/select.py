@@ -16,6 +16,7 @@ from inheritune.cli.console import (
     reported,
     say,
     text_with,
+    window_option,
 )
 from inheritune.cli.model import ReferenceId, Revision
 from inheritune.cli.next_step import command
@@ -23,7 +24,8 @@ from inheritune.cli.next_step import command
 if TYPE_CHECKING:
     from inheritune.analysis.select import LayerSelection
 
-_text = partial(typer.Option, rich_help_panel="Calibration text")
+_PANEL = "Calibration text"
+_text = partial(typer.Option, rich_help_panel=_PANEL)
 
 
 def select(
@@ -45,13 +47,7 @@ def select(
     ] = None,
     text_keys: TextKeys = None,
     windows: Annotated[int, _text(min=1, help="Number of windows.")] = 32,
-    tokens_per_window: Annotated[
-        int | None,
-        _text(
-            min=2,
-            help="Tokens of each window; default: 256, or as many as the reference has positions.",
-        ),
-    ] = None,
+    tokens_per_window: Annotated[int | None, window_option(rich_help_panel=_PANEL)] = None,
     bos: Annotated[
         str, _text(help="Begin each window with BOS: auto (as the tokenizer does), yes or no.")
     ] = "auto",
