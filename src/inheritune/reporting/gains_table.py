@@ -18,6 +18,7 @@ from inheritune.reporting.table import Column, Field, Mark, Table
 from inheritune.run_record.measurements import GainsRecord, SpeedRecord, SpreadRecord
 from inheritune.run_record.record import RunRecord
 
+GENERATING = "at generating text"  # what a speed is of
 # A column, and the field of a fidelity that it shows.
 _FIDELITY = (
     (Column("KL to the first", "nats/token", formatted(".4f")), "kl"),
@@ -70,9 +71,6 @@ def gains_sentence(gains: GainsRecord) -> str:
     return f"Target against reference: {', '.join(parts)}." if parts else ""
 
 
-AT = "at generating text"  # what a speed is measured at
-
-
 def gain_ratios(gains: GainsRecord) -> list[tuple[str, float]]:
     """List what is compared, and the last model's value over the first's, where both are known."""
     if len(gains.models) < 2:
@@ -96,7 +94,7 @@ def gained_words(record: RunRecord) -> list[str]:
     params, reference_params = record.target.params, record.reference.params
     if size is None and params and reference_params:
         size = params / reference_params
-    words = [] if speed is None else [f"{speed:.2f}× as fast {AT}"]
+    words = [] if speed is None else [f"{speed:.2f}× as fast {GENERATING}"]
     if size is None or size == 1:
         return words
     return [*words, f"{percent(abs(1 - size))} {'smaller' if size < 1 else 'larger'}"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from inheritune.model_files.layers import ranges
 from inheritune.reporting.curves import Curve
-from inheritune.reporting.gains_table import AT, gain_ratios, gained_words
+from inheritune.reporting.gains_table import GENERATING, gain_ratios, gained_words
 from inheritune.reporting.quantities import amount, duration, loss, percent, signed
 from inheritune.run_record.record import RunRecord
 from inheritune.run_record.trainings import GAINS_STAGE
@@ -103,9 +103,9 @@ def _gained(record: RunRecord) -> Fact | None:
         return None
     ratios = [] if record.gains is None else gain_ratios(record.gains)
     details = [f"{percent(ratio)} {what}" for what, ratio in ratios if what.startswith("of")]
-    value = words[0].removesuffix(f" {AT}")
+    value = words[0].removesuffix(f" {GENERATING}")
     if value != words[0]:
-        details.insert(0, AT)
+        details.insert(0, GENERATING)
     else:
         is_to_come = record.status == "running" and any(
             stage.name == GAINS_STAGE and stage.seconds is None for stage in record.stages
