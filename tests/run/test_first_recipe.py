@@ -171,7 +171,7 @@ def test_the_best_method_is_filled_in_with_what_the_text_allows(
     assert inherit.repair_tokens == 640  # of the 656 that are prepared, whole windows
     distill = file.recipe.variants["inherit"].distill
     assert distill is not None and distill.hidden is not None
-    assert (distill.alpha, distill.hidden.loss, distill.hidden.weight) == (0.0, "cosine", 2.0)
+    assert (distill.alpha, distill.hidden.loss, distill.hidden.weight) == (0.1, "cosine", 2.0)
     assert "\n# Method: best\n" in file.text
     paper = first(tiny_reference, tiny_text, tokens="640", train={"seq_len": 16}).recipe
     assert paper.variants["inherit"].distill is None
